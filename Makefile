@@ -1,0 +1,65 @@
+# make demo         install into .venv, train on the embedded corpus, score, translate
+# make test         the same environment with the test extras: ruff and the whole suite
+# make test-lowest  the suite with the lowest versions that pyproject.toml admits
+# make clean        remove what these targets made
+#
+# PYTHON chooses the interpreter (3.11 or later), VENV the folder of the environment.
+
+PYTHON ?= python3
+VENV ?= .venv
+VENV_LOWEST ?= .venv-lowest
+DEMO := runs/demo
+
+BIN := $(VENV)/bin
+INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
+INSTALLED := $(VENV)/.installed
+INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_LOWEST := $(VENV_LOWEST)/.installed
+
+define CHECK_PYTHON
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	echo "error: Python 3.11 or later is needed, and '$(PYTHON)' is not that;" \
+		"name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+endef
+
+.PHONY: demo test test-lowest clean
+
+# Each demo starts over.
+demo: $(INSTALLED)
+	rm -rf $(DEMO)
+	$(BIN)/python scripts/train.py --output_dir $(DEMO) --preset tiny
+	$(BIN)/python scripts/evaluate.py --model_name_or_path $(DEMO)
+	$(BIN)/python scripts/translate.py --model_name_or_path $(DEMO) "twelve thousand three hundred and forty-five"
+	@echo "The model is in $(abspath $(DEMO))"
+
+test: $(INSTALLED_TEST)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+# From PyPI the lowest torch brings several GB of CUDA packages on Linux, GPU or not.
+test-lowest: $(INSTALLED_LOWEST)
+	$(VENV_LOWEST)/bin/python -m pytest
+
+clean:
+	rm -rf .venv .venv-lowest $(DEMO) .pytest_cache .ruff_cache
+	find src scripts tests -name __pycache__ -prune -exec rm -rf {} +
+
+# torch goes first, as constraints.txt pins it: a range would let pip choose another build, with CUDA packages.
+$(INSTALLED): pyproject.toml constraints.txt
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) torch
+	$(INSTALL) -e .
+	touch $@
+
+$(INSTALLED_TEST): $(INSTALLED)
+	$(INSTALL) -e '.[test]'
+	touch $@
+
+$(INSTALLED_LOWEST): pyproject.toml
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv --clear $(VENV_LOWEST)
+	$(VENV_LOWEST)/bin/python -m pip --disable-pip-version-check install uv
+	$(VENV_LOWEST)/bin/uv pip install --python $(VENV_LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
+	touch $@

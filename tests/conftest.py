@@ -1,0 +1,64 @@
+"""What every test runs under: no network, no user caches, fixed seeds. Subprocesses inherit the environment."""
+
+import ipaddress
+import os
+import socket
+import tempfile
+
+import pytest
+
+# Set before any test module imports transformers or datasets, which read these once. Dropping the user's own
+# HF_* variables first makes every cache follow HF_HOME and keeps tokens out of the tests.
+_hf_home = tempfile.TemporaryDirectory(prefix="hf_home-")
+for _name in [name for name in os.environ if name.startswith(("HF_", "HUGGING", "TRANSFORMERS_"))]:
+    del os.environ[_name]
+os.environ |= {"HF_HOME": _hf_home.name, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models of the tests are too small for a second thread to pay
+
+
+def pytest_unconfigure() -> None:
+    _hf_home.cleanup()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("needs a CUDA device")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    from transformers import set_seed
+
+    set_seed(0)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network():
+    """Fail the test that looks up or connects to an address that is not this machine's own."""
+
+    def check(host: object) -> None:
+        try:
+            local = host in (None, "", "localhost") or ipaddress.ip_address(host).is_loopback
+        except ValueError:
+            local = False
+        if not local:
+            pytest.fail(f"a test tried to reach {host!r}: tests must not use the network")
+
+    real_connect, real_getaddrinfo = socket.socket.connect, socket.getaddrinfo
+
+    def connect(self: socket.socket, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6):
+            check(address[0])
+        return real_connect(self, address)
+
+    def getaddrinfo(host, *args, **kwargs):
+        check(host)
+        return real_getaddrinfo(host, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", connect)
+        patch.setattr(socket, "getaddrinfo", getaddrinfo)
+        yield

@@ -59,18 +59,6 @@ class VanillaTransformerConfig(PreTrainedConfig):
         "num_attention_heads": "encoder_attention_heads",
         "num_hidden_layers": "encoder_layers",
     }
-    base_model_tp_plan = {
-        "*.layers.*.self_attn.q_proj": "colwise",
-        "*.layers.*.self_attn.k_proj": "colwise",
-        "*.layers.*.self_attn.v_proj": "colwise",
-        "*.layers.*.self_attn.out_proj": "rowwise",
-        "*.layers.*.encoder_attn.q_proj": "colwise",
-        "*.layers.*.encoder_attn.k_proj": "colwise",
-        "*.layers.*.encoder_attn.v_proj": "colwise",
-        "*.layers.*.encoder_attn.out_proj": "rowwise",
-        "*.layers.*.fc1": "colwise",
-        "*.layers.*.fc2": "rowwise",
-    }
 
     vocab_size: int = 37_000
     d_model: int = 512
@@ -123,7 +111,8 @@ class VanillaTransformerConfig(PreTrainedConfig):
             heads = getattr(self, field)
             if self.d_model % heads:
                 raise ValueError(
-                    f"d_model is {self.d_model} and {field} is {heads}; d_model must be divisible by the number of heads."
+                    f"d_model is {self.d_model} and {field} is {heads}; "
+                    "d_model must be divisible by the number of heads."
                 )
         for field in ("dropout", "attention_dropout", "activation_dropout"):
             if not 0 <= getattr(self, field) < 1:

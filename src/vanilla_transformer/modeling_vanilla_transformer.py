@@ -33,6 +33,16 @@ from .configuration_vanilla_transformer import VanillaTransformerConfig
 
 IGNORED_LABEL = -100
 
+# Tensor parallelism: which linear layers are split by their outputs and which by their inputs. `*` is a layer's number.
+LAYERS_TP_PLAN = {
+    "layers.*.self_attn.q_proj": "colwise",
+    "layers.*.self_attn.k_proj": "colwise",
+    "layers.*.self_attn.v_proj": "colwise",
+    "layers.*.self_attn.out_proj": "rowwise",
+    "layers.*.fc1": "colwise",
+    "layers.*.fc2": "rowwise",
+}
+
 
 def shift_right(labels: torch.Tensor, pad_token_id: int, decoder_start_token_id: int) -> torch.Tensor:
     """The decoder's input: the target "offset by one position" (section 3.1).
@@ -76,17 +86,22 @@ def position_ids_of(hidden_states: torch.Tensor, attention_mask: torch.Tensor | 
     Args:
         hidden_states: [batch, length, d_model], for the length and the device.
         attention_mask: [batch, past_length + length] with 1 for tokens and 0 for padding, or None for no padding.
-            A mask that is already 4-D tells nothing about padding; positions are then counted from the start.
+            Or 4-D, [batch, 1, length, keys], as generate() makes it for a static cache: True or 0 where a key is seen.
         past_length: How many positions are in the cache.
 
     Returns:
         int64 of shape [batch, length], or [length] where all rows have the same positions.
     """
     length = hidden_states.shape[1]
-    if attention_mask is None or attention_mask.dim() != 2:
-        return torch.arange(length, device=hidden_states.device) + past_length
-    positions = attention_mask.long().cumsum(dim=1) - 1
-    return positions[:, -length:].clamp(min=0).to(hidden_states.device)
+    places = torch.arange(length, device=hidden_states.device) + past_length
+    if attention_mask is None:
+        return places
+    attention_mask = attention_mask.to(hidden_states.device)
+    if attention_mask.dim() == 4:
+        seen = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
+        earlier = torch.arange(seen.shape[-1], device=seen.device) <= places[:, None]
+        return ((seen & earlier).sum(-1) - 1).clamp(min=0)
+    return (attention_mask.long().cumsum(dim=1) - 1)[:, -length:].clamp(min=0)
 
 
 # 3.2 Attention
@@ -351,6 +366,7 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
 class VanillaTransformerEncoder(VanillaTransformerStack):
     """N encoder layers over embeddings plus positions (section 3.1)."""
 
+    _tp_plan = LAYERS_TP_PLAN
     _can_record_outputs = {
         "hidden_states": VanillaTransformerEncoderLayer,
         "attentions": VanillaTransformerAttention,
@@ -401,6 +417,9 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
 class VanillaTransformerDecoder(VanillaTransformerStack):
     """N decoder layers over embeddings plus positions and the encoder's output (section 3.1)."""
 
+    _tp_plan = LAYERS_TP_PLAN | {
+        key.replace("self_attn", "encoder_attn"): style for key, style in LAYERS_TP_PLAN.items() if "self_attn" in key
+    }
     _can_record_outputs = {
         "hidden_states": VanillaTransformerDecoderLayer,
         "attentions": OutputRecorder(VanillaTransformerAttention, index=1, layer_name="self_attn"),
@@ -495,6 +514,7 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
         "encoder.embed_tokens.weight": "shared.weight",
         "decoder.embed_tokens.weight": "shared.weight",
     }
+    _tp_plan = {"shared": "embedding_rowwise"}
 
     def __init__(self, config: VanillaTransformerConfig) -> None:
         super().__init__(config)

@@ -1,0 +1,557 @@
+"""Sentence pairs: reading, filtering and tokenizing them, batching them for training, and an embedded corpus.
+
+Everything is a memory-mapped `datasets.Dataset` in the cache of the `datasets` library, made once and found again
+as long as the files, the settings and this module stay the same.
+"""
+
+import copy
+import csv
+import gzip
+import json
+import os
+import random
+import re
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import pairwise, zip_longest
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from datasets import Dataset, Features, Value, load_dataset
+from datasets.exceptions import DatasetGenerationError, DatasetsError
+from datasets.fingerprint import Hasher
+from num2words import CONVERTER_CLASSES
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
+
+from .errors import UserError
+from .modeling_vanilla_transformer import shift_right
+
+PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
+RATIO_FREE_LENGTH = 10  # tokens; pairs whose longer side is no longer than this may have any ratio of lengths
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+
+
+# Reading
+
+
+def load_pairs(
+    data: str | os.PathLike,
+    source_lang: str,
+    target_lang: str,
+    *,
+    split: str = "train",
+    config_name: str | None = None,
+) -> Dataset:
+    """Read sentence pairs.
+
+    `data` is one of these, all text in UTF-8; the text files may also be gzipped, with `.gz` after the name:
+
+    - A prefix of two files with one sentence per line, `train` for `train.en` and `train.de`. Lines end at a line
+      feed (or carriage return and line feed) and nowhere else.
+    - A `.tsv` file. The first line names the columns, two of them after the languages; other columns are ignored. Tabs
+      and line feeds separate, every other character (quotes too) stands for itself.
+    - A `.csv` file. The first line names the columns as above; commas separate, fields may be quoted as in RFC 4180.
+    - A `.jsonl` file, one object per line: `{"en": "...", "de": "..."}` or the same inside `{"translation": {...}}`.
+    - A `.parquet` file with the same columns or the same `translation` structure.
+    - The id of a data set on the Hub with the same columns or the same `translation` structure.
+
+    A blank line, or a missing value, is an empty sentence: it keeps its place here, and `encode_pairs` drops it.
+
+    Args:
+        data: Prefix, file or Hub id.
+        source_lang: Suffix or column name of the source sentences, such as "en".
+        target_lang: Suffix or column name of the target sentences.
+        split: Which split of a Hub data set. Files have none.
+        config_name: Which configuration of a Hub data set. Files have none.
+
+    Returns:
+        A memory-mapped data set with the string columns "source" and "target".
+
+    Raises:
+        UserError: The data can't be found, or can't be read as sentence pairs of the two languages.
+    """
+    data = os.fspath(data)
+    if source_lang == target_lang:
+        raise UserError(f"source and target language are both {source_lang!r}; name two different ones")
+    extension = Path(data.removesuffix(".gz")).suffix
+    if extension in _ROW_READERS:
+        pairs = _read_files(_read_table, (data,), source_lang, target_lang)
+    elif extension == ".parquet":
+        pairs = _load_parquet(data, source_lang, target_lang)
+    else:
+        candidates = {lang: (f"{data}.{lang}", f"{data}.{lang}.gz") for lang in (source_lang, target_lang)}
+        files = {lang: next(filter(os.path.isfile, names), None) for lang, names in candidates.items()}
+        looked_for = " or ".join(candidates[source_lang]) + " and " + " or ".join(candidates[target_lang])
+        missing = [lang for lang, file in files.items() if file is None]
+        if not missing:
+            pairs = _read_files(_read_parallel, tuple(files.values()), source_lang, target_lang)
+        elif len(missing) == 1:
+            raise UserError(
+                f"the {missing[0]!r} half of the pairs is missing: there is {next(filter(None, files.values()))}, but "
+                f"no {' or '.join(candidates[missing[0]])}; add that file, or check the language codes"
+            )
+        elif os.path.exists(data):
+            raise UserError(
+                f"{data} can't be read as sentence pairs: give a .tsv, .csv, .jsonl or .parquet file, or the prefix of "
+                f"two files (looked for {looked_for})"
+            )
+        elif not _HUB_ID.fullmatch(data):
+            raise UserError(f"there is no {data}: looked for {looked_for}; check the path and the language codes")
+        else:
+            pairs = _load_from_hub(data, source_lang, target_lang, split, config_name, looked_for)
+    if len(pairs) == 0:
+        raise UserError(_no_pairs(data))
+    return pairs
+
+
+def read_lines(path: str | os.PathLike) -> list[str]:
+    """Read a text file, plain or `.gz`, one sentence per line.
+
+    Lines end at a line feed (or carriage return and line feed) and nowhere else.
+
+    Raises:
+        UserError: The file can't be opened, or isn't UTF-8; the message has file and line.
+    """
+    return [_without_line_end(line) for line in _iterate_lines(os.fspath(path))]
+
+
+def _iterate_lines(path: str) -> Iterator[str]:
+    """Yields the lines of a UTF-8 file with their line ends, a byte order mark removed."""
+    number = 0
+    try:
+        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}: byte 0x{error.object[error.start]:02x} at position {error.start + 1} is not valid "
+            "UTF-8; convert the file, for example with iconv -t UTF-8"
+        ) from None
+    except (OSError, EOFError, zlib.error) as error:
+        where = f"{path}, after line {number}" if number else path
+        raise UserError(f"{where}: {getattr(error, 'strerror', None) or error}; check the path and the file") from None
+
+
+def _without_line_end(line: str) -> str:
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _read_parallel(
+    source_file: str, target_file: str, source_lang: str, target_lang: str
+) -> Iterator[tuple[str | None, str | None]]:
+    """Yields the sentence pairs of two files."""
+    lengths = [0, 0]
+    for pair in zip_longest(_iterate_lines(source_file), _iterate_lines(target_file)):
+        for side, line in enumerate(pair):
+            lengths[side] += line is not None
+        if lengths[0] == lengths[1]:
+            yield _without_line_end(pair[0]), _without_line_end(pair[1])
+    if lengths[0] != lengths[1]:
+        raise UserError(
+            f"{source_file} has {lengths[0]:,} lines but {target_file} has {lengths[1]:,}, so lines "
+            f"{min(lengths) + 1:,} and after have no partner; line n of one must translate line n of the other"
+        )
+
+
+def _read_table(path: str, source_lang: str, target_lang: str) -> Iterator[tuple[str | None, str | None]]:
+    """Yields the sentence pairs of a .tsv, .csv or .jsonl file."""
+    for number, row in _ROW_READERS[Path(path.removesuffix(".gz")).suffix](path):
+        if row is None:
+            yield None, None
+            continue
+        if isinstance(row.get("translation"), dict):
+            row = row["translation"]
+        for lang in (source_lang, target_lang):
+            if lang not in row:
+                raise UserError(_missing_column(f"{path}, line {number}", lang, list(row)))
+            if not _is_text(row[lang]):
+                raise UserError(f"{path}, line {number}: {lang!r} is {row[lang]!a}; it must be a string")
+        yield row[source_lang], row[target_lang]
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is a string that UTF-8 can hold (JSON can spell half of a surrogate pair), or is missing."""
+    try:
+        return value is None or isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
+
+
+def _missing_column(where: str, lang: str, present: Sequence[str]) -> str:
+    columns = ", ".join(map(repr, present)) or "none at all"
+    return f"{where}: there is no column {lang!r} but {columns}; name the columns after the languages"
+
+
+def _read_tsv(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    fields = ((n, _without_line_end(line).split("\t")) for n, line in enumerate(_iterate_lines(path), start=1))
+    yield from _with_header(path, fields)
+
+
+def _read_csv(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    reader = csv.reader(_iterate_lines(path), strict=True)
+    try:
+        yield from _with_header(path, ((reader.line_num, fields) for fields in reader))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}; fix the quoting, or use a .tsv file") from None
+
+
+def _with_header(path: str, lines: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Yields line number and columns of each line after the first; no columns where a line is empty."""
+    _, header = next(lines, (0, []))
+    for number, fields in lines:
+        if fields in ([], [""]):
+            yield number, None
+            continue
+        if len(fields) != len(header):
+            raise UserError(
+                f"{path}, line {number}: {len(fields)} columns, but the first line names {len(header)} "
+                f"({', '.join(map(repr, header))}); give every line the same columns"
+            )
+        yield number, dict(zip(header, fields, strict=True))
+
+
+def _read_jsonl(path: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    for number, line in enumerate(_iterate_lines(path), start=1):
+        try:
+            row = json.loads(line) if line.strip() else None
+        except ValueError as error:
+            raise UserError(f"{path}, line {number}: not JSON ({error}); write one object per line") from None
+        if not isinstance(row, dict | None):
+            raise UserError(f"{path}, line {number}: {line.strip()[:40]!r} is no JSON object; write one per line")
+        yield number, row
+
+
+_ROW_READERS: dict[str, Callable[[str], Iterator[tuple[int, dict[str, Any] | None]]]] = {
+    ".tsv": _read_tsv,
+    ".csv": _read_csv,
+    ".jsonl": _read_jsonl,
+}
+
+
+def _read_files(reader: Callable[..., Iterator], paths: tuple[str, ...], source_lang: str, target_lang: str) -> Dataset:
+    """The pairs that a reader finds in files, read again only when a file has changed."""
+    stamps = []
+    for path in paths:
+        try:
+            status = os.stat(path)
+        except OSError as error:
+            raise UserError(f"{path} can't be read: {error.strerror}; check the path") from None
+        stamps.append((os.path.abspath(path), status.st_size, status.st_mtime_ns))
+    arguments = (*paths, source_lang, target_lang)
+    return _generate(reader, arguments, _fingerprint(reader.__name__, stamps, source_lang, target_lang))
+
+
+def _generate(reader: Callable[..., Iterator], arguments: tuple, fingerprint: str) -> Dataset:
+    try:
+        return Dataset.from_generator(
+            _named, PAIR_FEATURES, gen_kwargs={"reader": reader, "arguments": arguments}, fingerprint=fingerprint
+        )
+    except DatasetGenerationError as error:
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise
+
+
+def _named(reader: Callable[..., Iterator], arguments: tuple) -> Iterator[dict[str, str]]:
+    empty = True
+    for source, target in reader(*arguments):
+        empty = False
+        yield {"source": source or "", "target": target or ""}
+    if empty:
+        raise UserError(_no_pairs(arguments[0]))
+
+
+def _no_pairs(where: str) -> str:
+    return f"{where} holds no sentence pairs; give data with at least one"
+
+
+def _fingerprint(*parts: Any) -> str:
+    """A name for what these parts lead to; this file is among them, so that new code finds no old results."""
+    return Hasher.hash((Path(__file__).read_bytes(), parts))
+
+
+def _load_parquet(path: str, source_lang: str, target_lang: str) -> Dataset:
+    if not os.path.isfile(path):
+        raise UserError(f"{path} can't be read: no such file; check the path")
+    try:
+        dataset = Dataset.from_parquet(path)
+    except (DatasetsError, OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read as Parquet: {_first_line(error)}; check the file") from None
+    return _select_languages(dataset, path, source_lang, target_lang)
+
+
+def _load_from_hub(
+    data: str, source_lang: str, target_lang: str, split: str, config_name: str | None, looked_for: str
+) -> Dataset:
+    try:
+        dataset = load_dataset(data, config_name, split=split)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise UserError(
+            f"{data} is neither a pair of files here (looked for {looked_for}) nor, with split {split!r} and "
+            f"configuration {config_name!r}, a data set that the Hub could give: {_first_line(error)}"
+        ) from None
+    return _select_languages(dataset, f"{data} on the Hub", source_lang, target_lang)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error.__cause__ or error).strip().split("\n")[0]
+
+
+def _select_languages(dataset: Dataset, where: str, source_lang: str, target_lang: str) -> Dataset:
+    dataset = dataset.flatten()
+    prefix = "translation." if f"translation.{source_lang}" in dataset.column_names else ""
+    columns = {f"{prefix}{source_lang}": "source", f"{prefix}{target_lang}": "target"}
+    for column in columns:
+        if column not in dataset.column_names:
+            raise UserError(_missing_column(where, column, dataset.column_names))
+        if dataset.features[column].dtype not in ("string", "large_string"):
+            raise UserError(f"{where}: column {column!r} holds {dataset.features[column].dtype}; it must hold strings")
+    dataset = dataset.select_columns(list(columns)).rename_columns(columns)
+    if any(column.null_count for column in dataset.data.columns):
+        dataset = dataset.map(_blank_for_null, batched=True, desc="Filling in missing sentences")
+    return dataset
+
+
+def _blank_for_null(batch: dict[str, list[str | None]]) -> dict[str, list[str]]:
+    return {name: [sentence or "" for sentence in sentences] for name, sentences in batch.items()}
+
+
+# Filtering and tokenizing
+
+
+@dataclass(frozen=True)
+class DropReport:
+    """How many pairs `encode_pairs` kept, and how many it dropped for which reason.
+
+    Attributes:
+        kept: Pairs that are left.
+        empty: Dropped because source or target is blank.
+        too_long: Dropped because source or target has more tokens than allowed.
+        length_ratio: Dropped because one side has too many times the tokens of the other.
+    """
+
+    kept: int
+    empty: int
+    too_long: int
+    length_ratio: int
+
+    def __str__(self) -> str:
+        total = self.kept + self.empty + self.too_long + self.length_ratio
+        return (
+            f"kept {self.kept:,} of {total:,} pairs; dropped {self.empty:,} with an empty side, {self.too_long:,} over "
+            f"the length limit, {self.length_ratio:,} over the length ratio"
+        )
+
+
+_KEPT, _EMPTY, _TOO_LONG, _LENGTH_RATIO = range(4)
+
+
+def encode_pairs(
+    pairs: Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_source_length: int,
+    max_target_length: int,
+    max_length_ratio: float,
+    num_proc: int | None = None,
+) -> tuple[Dataset, DropReport]:
+    """Tokenize sentence pairs, and drop those that can't be trained on. No sentence is ever cut short.
+
+    A pair is dropped if either side is blank, if either side is too long, or if the longer side has more than
+    `max_length_ratio` times the tokens of the shorter. Lengths are in tokens and include `</s>`. The ratio says nothing
+    about very short sentences ("No." may be three words elsewhere), so it is not applied where the longer side has at
+    most 10 tokens.
+
+    Args:
+        pairs: Columns "source" and "target".
+        tokenizer: A tokenizer that appends its end-of-sentence token, such as `train_tokenizer` gives.
+        max_source_length: The most tokens that a source sentence may have.
+        max_target_length: The most tokens that a target sentence may have.
+        max_length_ratio: The most times that one side may be as long as the other.
+        num_proc: Processes to tokenize in. None for this one only, with the tokenizer's own threads.
+
+    Returns:
+        The pairs that are left, in their order, as columns "input_ids" and "labels", and what was dropped.
+
+    Raises:
+        UserError: No pair is left, or the tokenizer appends no end-of-sentence token.
+    """
+    if len(pairs) == 0:
+        raise UserError(_no_pairs("the data set"))
+    if tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
+        raise UserError(
+            f"the tokenizer does not append its end-of-sentence token ({tokenizer.eos_token!r}), so a model could not "
+            "learn where to stop; use one from train_tokenizer"
+        )
+    limits = (max_source_length, max_target_length, max_length_ratio)
+    # What decides the ids, and no more: the tokenizer's pickle, which `datasets` would hash, also holds where it came
+    # from. The call above has undone any padding and truncation that were left switched on.
+    backend = tokenizer.backend_tokenizer.to_str()
+    encoded = pairs.map(
+        _encode_batch,
+        batched=True,
+        fn_kwargs={"tokenizer": tokenizer, "limits": limits},
+        remove_columns=pairs.column_names,
+        features=Features({"input_ids": [Value("int32")], "labels": [Value("int32")], "dropped": Value("int8")}),
+        num_proc=None if num_proc is None else min(num_proc, len(pairs)),
+        new_fingerprint=_fingerprint(pairs._fingerprint, backend, tokenizer.split_special_tokens, limits),
+        desc="Tokenizing",
+    )
+    dropped = encoded.data.column("dropped").to_numpy()
+    report = DropReport(*np.bincount(dropped, minlength=4).tolist())
+    if report.kept == 0:
+        raise UserError(f"no sentence pair is left: {report}; raise the limits, or check the data")
+    return encoded.select(np.flatnonzero(dropped == _KEPT)).remove_columns("dropped"), report
+
+
+def _encode_batch(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast, limits: tuple[int, int, float]
+) -> dict[str, list]:
+    max_source_length, max_target_length, max_length_ratio = limits
+    columns: dict[str, list] = {"input_ids": [], "labels": [], "dropped": []}
+    for source, target, source_ids, target_ids in zip(
+        batch["source"],
+        batch["target"],
+        tokenizer(batch["source"], return_attention_mask=False, verbose=False)["input_ids"],
+        tokenizer(batch["target"], return_attention_mask=False, verbose=False)["input_ids"],
+        strict=True,
+    ):
+        shorter, longer = sorted((len(source_ids), len(target_ids)))
+        if not source.strip() or not target.strip():
+            dropped = _EMPTY
+        elif len(source_ids) > max_source_length or len(target_ids) > max_target_length:
+            dropped = _TOO_LONG
+        elif longer > RATIO_FREE_LENGTH and longer > max_length_ratio * shorter:
+            dropped = _LENGTH_RATIO
+        else:
+            dropped = _KEPT
+        columns["input_ids"].append(source_ids if dropped == _KEPT else [])
+        columns["labels"].append(target_ids if dropped == _KEPT else [])
+        columns["dropped"].append(dropped)
+    return columns
+
+
+# Batches
+
+
+class TranslationCollator:
+    """Pads examples into a batch that carries the decoder's input.
+
+    The library's own collator gives `decoder_input_ids` only if it holds the model, and without them label smoothing,
+    which takes the labels away from the model, can't run. This one always gives them.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, decoder_start_token_id: int, pad_to_multiple_of: int | None = None
+    ) -> None:
+        self.pad_token_id = tokenizer.pad_token_id
+        self.decoder_start_token_id = decoder_start_token_id
+        self._pad = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            features: Examples with "input_ids" and "labels"; other columns are ignored.
+
+        Returns:
+            int64 tensors: "input_ids" and "attention_mask" of shape [batch, source length], "labels" (padded with -100)
+            and "decoder_input_ids" of shape [batch, target length].
+        """
+        batch = self._pad([{name: feature[name] for name in ("input_ids", "labels")} for feature in features])
+        decoder_input_ids = shift_right(batch["labels"], self.pad_token_id, self.decoder_start_token_id)
+        return {**batch, "decoder_input_ids": decoder_input_ids}
+
+
+# The embedded corpus: numbers written out
+
+_DIGIT_EDGES = (0, 10, 100, 1_000, 10_000, 100_000, 1_000_000)  # the numbers of n digits lie from one to the next
+_ALWAYS_TRAIN = 100  # below it, many languages have a word of its own for each number
+_SPLITS = ("train", "validation", "test")
+
+
+def number_pairs(source_lang: str, target_lang: str, split: str, size: int, seed: int = 0) -> Dataset:
+    """Numbers from 0 to 999,999, written out in two languages by the library `num2words`.
+
+    Which split a number belongs to is fixed, so that no number is in two splits whatever their sizes and seeds: below
+    100 all are for training; above, a checksum of its digits puts a tenth each into validation and test. A split's
+    sample takes equally many numbers of each count of digits, or all there are, so that small numbers are well
+    represented; no number comes twice.
+
+    Args:
+        source_lang: A language that `num2words` knows, such as "en", "fr", "de" or "ko".
+        target_lang: Another one.
+        split: "train", "validation" or "test".
+        size: How many pairs.
+        seed: Decides which numbers are taken, and their order.
+
+    Returns:
+        A memory-mapped data set with the string columns "source" and "target".
+
+    Raises:
+        UserError: `num2words` does not know a language or can't write one of the numbers in it, there is no such split,
+            or it has fewer numbers than `size`.
+    """
+    for lang in (source_lang, target_lang):
+        if lang not in CONVERTER_CLASSES:
+            known = ", ".join(sorted(CONVERTER_CLASSES))
+            raise UserError(f"num2words does not know the language {lang!r}; choose from {known}")
+    numbers = _sample_numbers(split, size, seed)
+    return _generate(
+        _write_numbers,
+        (tuple(numbers), source_lang, target_lang),
+        _fingerprint(version("num2words"), source_lang, target_lang, split, size, seed),
+    )
+
+
+def _split_of(number: int) -> str:
+    tenth = zlib.crc32(b"%d" % number) % 10
+    return "train" if number < _ALWAYS_TRAIN or tenth > 1 else "test" if tenth else "validation"
+
+
+def _sample_numbers(split: str, size: int, seed: int) -> list[int]:
+    if split not in _SPLITS:
+        raise UserError(f"the numbers have no split {split!r}; choose from {', '.join(_SPLITS)}")
+    classes = [[n for n in range(*span) if _split_of(n) == split] for span in pairwise(_DIGIT_EDGES)]
+    available = sum(map(len, classes))
+    if not 1 <= size <= available:
+        raise UserError(f"size is {size:,}, but the {split} split can have 1 to {available:,} numbers")
+    rng = random.Random(seed)
+    sample: list[int] = []
+    for classes_left, numbers in zip(range(len(classes), 0, -1), classes, strict=True):
+        sample += rng.sample(numbers, min(len(numbers), (size - len(sample)) // classes_left))
+    rng.shuffle(sample)
+    return sample
+
+
+def _write_numbers(numbers: Sequence[int], source_lang: str, target_lang: str) -> Iterator[tuple[str, str]]:
+    sides = [(lang, _converter(lang)) for lang in (source_lang, target_lang)]
+    for number in numbers:
+        written = []
+        for lang, converter in sides:
+            try:
+                written.append(converter.to_cardinal(number))
+            except Exception as error:
+                raise UserError(
+                    f"num2words can't write {number} in {lang!r} ({type(error).__name__}); choose another language"
+                ) from error
+        yield written[0], written[1]
+
+
+def _converter(lang: str) -> Any:
+    """The writer of a language, without the words for numbers that are never asked for here.
+
+    num2words goes through all its words from the largest down for each part of a number; most are far beyond a million,
+    and without them it is three to ten times as fast.
+    """
+    converter = copy.copy(CONVERTER_CLASSES[lang])
+    if hasattr(converter, "cards"):
+        converter.cards = type(converter.cards)(
+            (n, word) for n, word in converter.cards.items() if n < _DIGIT_EDGES[-1]
+        )
+    return converter

@@ -1,0 +1,179 @@
+"""Score translations: sacreBLEU and chrF with their signatures, and exact match.
+
+A model, on a test set or, with none given, on unseen numbers of the embedded corpus:
+
+    python scripts/evaluate.py --model_name_or_path runs/numbers
+    python scripts/evaluate.py --model_name_or_path runs/en-de --test_file data/test --source_lang en --target_lang de
+
+Two text files, a sentence per line:
+
+    python scripts/evaluate.py --predictions_file translated.de --references_file data/test.de
+"""
+
+import json
+import sys
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+
+# This folder's evaluate.py would hide the library of that name.
+sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != Path(__file__).resolve().parent]
+
+import sacrebleu
+import torch
+import transformers
+from datasets import Dataset, disable_progress_bars
+from tqdm import tqdm
+from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
+
+import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
+from vanilla_transformer.data import load_pairs, number_pairs, read_lines
+from vanilla_transformer.decoding import DecodingArguments, one_line, open_output, translate
+from vanilla_transformer.errors import UserError, exit_on_user_error
+from vanilla_transformer.evaluation import Scores, score
+
+EMBEDDED_SAMPLES = 500
+
+
+@dataclass
+class EvaluateArguments:
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder of a trained model, or its id on the Hub."}
+    )
+    test_file: str | None = field(
+        default=None,
+        metadata={"help": "Sentence pairs: a prefix of two text files (test for test.en, test.de), or a .tsv, .csv, "
+                  ".jsonl or .parquet file. Without it and --dataset_name: unseen numbers of the embedded corpus."},
+    )  # fmt: skip
+    dataset_name: str | None = field(default=None, metadata={"help": "A data set on the Hub, in place of a file."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "The data set's configuration."})
+    split: str = field(default="test", metadata={"help": "The data set's split."})
+    source_lang: str | None = field(default=None, metadata={"help": "Language of the source, such as en."})
+    target_lang: str | None = field(default=None, metadata={"help": "Language of the target, such as de."})
+    max_predict_samples: int | None = field(
+        default=None,
+        metadata={"help": f"Score only the first so many; by default all, or {EMBEDDED_SAMPLES} embedded examples."},
+    )
+    predictions_file: str | None = field(default=None, metadata={"help": "Translations to score, plain or .gz."})
+    references_file: str | None = field(default=None, metadata={"help": "What they should be, plain or .gz."})
+    output_file: str | None = field(
+        default=None, metadata={"help": "Where to keep the model's translations, a new file."}
+    )
+    json: bool = field(default=False, metadata={"help": "Print one JSON object, with all there is to report."})
+
+
+def check(arguments: EvaluateArguments) -> None:
+    """Refuse arguments that do not go together.
+
+    Raises:
+        UserError: One sentence on what to give instead.
+    """
+    files = [arguments.predictions_file, arguments.references_file]
+    if bool(arguments.model_name_or_path) == any(files):
+        raise UserError("give either --model_name_or_path, or --predictions_file and --references_file")
+    if any(files) and not all(files):
+        raise UserError("--predictions_file and --references_file go together; one of them is missing")
+    if any(files) and (arguments.test_file or arguments.dataset_name or arguments.output_file):
+        raise UserError("--test_file, --dataset_name and --output_file need a --model_name_or_path that translates")
+    if arguments.test_file and arguments.dataset_name:
+        raise UserError("there is a --test_file and a --dataset_name; give one of the two")
+    if (arguments.test_file or arguments.dataset_name) and not (arguments.source_lang and arguments.target_lang):
+        raise UserError("a test set needs --source_lang and --target_lang")
+    if arguments.max_predict_samples is not None and arguments.max_predict_samples < 1:
+        raise UserError(f"--max_predict_samples is {arguments.max_predict_samples}, but must be at least 1")
+
+
+def test_set(arguments: EvaluateArguments) -> tuple[str, Dataset]:
+    """The sentence pairs to translate, and what to call them."""
+    if not arguments.test_file and not arguments.dataset_name:
+        source_lang, target_lang = arguments.source_lang or "en", arguments.target_lang or "fr"
+        size = arguments.max_predict_samples or EMBEDDED_SAMPLES
+        return f"numbers {source_lang}-{target_lang}", number_pairs(source_lang, target_lang, "test", size)
+    name = arguments.test_file or arguments.dataset_name
+    pairs = load_pairs(
+        name,
+        arguments.source_lang,
+        arguments.target_lang,
+        split=arguments.split,
+        config_name=arguments.dataset_config_name,
+    )
+    return name, pairs.select(range(min(len(pairs), arguments.max_predict_samples or len(pairs))))
+
+
+def evaluate_model(arguments: EvaluateArguments, decoding: DecodingArguments) -> dict:
+    """Translate the test set and score the translations."""
+    data, pairs = test_set(arguments)
+    model, tokenizer = decoding.load(arguments.model_name_or_path)
+    translations = translate(model, tokenizer, pairs["source"], **decoding.settings())
+    start = time.perf_counter()
+    hypotheses = []
+    with open_output(arguments.output_file) if arguments.output_file else nullcontext() as output:
+        for (translation,) in tqdm(translations, total=len(pairs), unit=" sentences", disable=None):
+            hypotheses.append(translation)
+            if output is not None:
+                print(one_line(translation), file=output)
+    seconds = time.perf_counter() - start
+
+    defaults = model.generation_config
+    return {
+        **score(hypotheses, list(pairs["target"])),
+        "model": arguments.model_name_or_path,
+        "data": data,
+        "num_beams": decoding.num_beams or defaults.num_beams or 1,
+        "decoding": {**defaults.to_diff_dict(), **decoding.settings()},
+        "device": str(model.device),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "seconds": seconds,
+    }
+
+
+def evaluate_files(arguments: EvaluateArguments) -> dict:
+    """Score one text file against another."""
+    hypotheses, references = read_lines(arguments.predictions_file), read_lines(arguments.references_file)
+    if len(hypotheses) != len(references):
+        raise UserError(
+            f"{arguments.predictions_file} has {len(hypotheses):,} lines but {arguments.references_file} has "
+            f"{len(references):,}; line n of one must translate line n of the other"
+        )
+    scores = score(hypotheses[: arguments.max_predict_samples], references[: arguments.max_predict_samples])
+    return {**scores, "predictions": arguments.predictions_file, "references": arguments.references_file}
+
+
+def show(scores: Scores) -> None:
+    """Print scores for people."""
+    precisions = "/".join(f"{precision:.1f}" for precision in scores["bleu_precisions"])
+    lengths = f"{scores['hypothesis_length']} tokens, reference {scores['reference_length']}"
+    print(f"sacreBLEU    {scores['bleu']:6.2f}  {scores['bleu_signature']}")
+    print(f"                     {precisions} (brevity penalty {scores['brevity_penalty']:.3f}: {lengths})")
+    print(f"chrF         {scores['chrf']:6.2f}  {scores['chrf_signature']}")
+    print(f"exact match  {scores['exact_match']:6.2f}% of {scores['sentences']} sentences")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser([EvaluateArguments, DecodingArguments], description=__doc__.split("\n")[0])
+    arguments, decoding, unknown = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    disable_progress_bar()
+    disable_progress_bars()
+    check(arguments)
+    report = evaluate_model(arguments, decoding) if arguments.model_name_or_path else evaluate_files(arguments)
+    if arguments.json:
+        versions = {library.__name__: library.__version__ for library in (torch, transformers, sacrebleu)}
+        print(json.dumps({**report, "versions": versions}, ensure_ascii=False, indent=2))
+        return
+    show(report)
+    if arguments.model_name_or_path:
+        speed = report["sentences"] / report["seconds"]
+        print(
+            f"{report['data']} in {report['seconds']:.1f} s ({speed:.0f} per second), num_beams {report['num_beams']}"
+        )
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,275 @@
+"""Translating with a model: order, batches, modes, limits, and loading what was saved."""
+
+import gc
+import itertools
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration, decoding
+from vanilla_transformer.decoding import decode, load, one_line, open_output, translate
+from vanilla_transformer.errors import UserError
+from vanilla_transformer.tokenization import train_tokenizer
+
+SENTENCES = [
+    "a dog runs",
+    "two dogs run on the green grass",
+    "",
+    "a cat",
+    "the cat sleeps all day long",
+    "  \t",
+    "a dog",
+]
+SHORT = {"max_new_tokens": 12}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(SENTENCES * 2, 280)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    config = VanillaTransformerConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        dropout=0.5,
+        tie_word_embeddings=False,  # tied, an untrained model repeats one token
+    )
+    model = VanillaTransformerForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def saved(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_one_result_per_sentence_in_order(model, tokenizer):
+    together = list(translate(model, tokenizer, SENTENCES, **SHORT))
+    assert together == [next(translate(model, tokenizer, [sentence], **SHORT)) for sentence in SENTENCES]
+    assert [len(translations) for translations in together] == [1] * len(SENTENCES)
+    assert len({translation for (translation,) in together}) > 3
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_batch_neighbours_change_nothing(model, tokenizer, num_beams):
+    # No sentence ends by itself here: each must stop at its own length + 50, whatever it is batched with.
+    settings = {"num_beams": num_beams, "suppress_tokens": [tokenizer.eos_token_id]}
+    sentences = SENTENCES[:4]
+    expected = [next(translate(model, tokenizer, [sentence], **settings)) for sentence in sentences]
+    for batch_size in (2, 64):
+        assert list(translate(model, tokenizer, sentences, batch_size=batch_size, **settings)) == expected
+
+
+def test_batches_are_at_most_batch_size(model, tokenizer, monkeypatch):
+    sizes = []
+    generate = model.generate
+    monkeypatch.setattr(
+        model, "generate", lambda **inputs: sizes.append(len(inputs["input_ids"])) or generate(**inputs)
+    )
+    sentences = ["a dog", "two dogs run", "a dog", "a dog", "a dog", "two dogs run", "a dog"]
+    results = list(translate(model, tokenizer, sentences, batch_size=2, **SHORT))
+    assert sizes == [2, 2, 2, 1]
+    assert results[0] == results[2] == results[3] == results[4] == results[6] != [""]
+
+
+def test_at_most_input_length_plus_50(model, tokenizer, monkeypatch):
+    lengths = []
+    monkeypatch.setattr(decoding, "decode", lambda _, ids: lengths.extend([ids.shape[1]] * len(ids)) or [""] * len(ids))
+    sentences = [sentence for sentence in SENTENCES if sentence.strip()]
+    list(translate(model, tokenizer, sentences, suppress_tokens=[tokenizer.eos_token_id]))
+    source_lengths = [len(tokenizer(sentence)["input_ids"]) for sentence in sentences]
+    assert sorted(lengths) == sorted(1 + length + 50 for length in source_lengths)  # 1 is the start token
+
+
+def test_several_translations_per_sentence(model, tokenizer):
+    results = list(translate(model, tokenizer, SENTENCES, num_beams=4, num_return_sequences=3, **SHORT))
+    best = list(translate(model, tokenizer, SENTENCES, num_beams=4, **SHORT))
+    assert [translations[:1] for translations in results] == best
+    assert results[2] == results[5] == ["", "", ""]
+    assert len(set(results[0])) == 3
+
+
+def test_blank_sentences_do_not_reach_the_model(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model, "generate", None)
+    assert list(translate(model, tokenizer, ["", " ", "\t\n", "\u3000"])) == [[""]] * 4
+    assert list(translate(model, tokenizer, [])) == []
+
+
+def test_reads_only_a_window_ahead(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(decoding, "WINDOW", 3)
+    read = []
+    endless = (read.append(n) or SENTENCES[n % len(SENTENCES)] for n in itertools.count())
+    translations = translate(model, tokenizer, endless, **SHORT)
+    assert read == []
+    first = list(itertools.islice(translations, 4))
+    assert len(read) == 6
+    assert first == list(translate(model, tokenizer, SENTENCES[:4], **SHORT))
+
+
+def test_model_is_left_as_it_was(model, tokenizer):
+    before = model.generation_config.to_dict()
+    expected = list(translate(model, tokenizer, SENTENCES, num_beams=2, **SHORT))
+    assert not model.training
+    model.train()  # with dropout 0.5, which must not touch translations
+    try:
+        translations = translate(model, tokenizer, SENTENCES, num_beams=2, **SHORT)
+        results = [next(translations)]
+        assert model.training and not torch.is_inference_mode_enabled()
+        results += translations
+        ids = torch.tensor([[5, 6, 2]])
+        model(input_ids=ids, labels=ids).loss.backward()
+        assert model.training
+    finally:
+        model.zero_grad()
+        model.eval()
+    assert results == expected
+    assert model.generation_config.to_dict() == before
+
+
+def test_mode_is_restored_after_an_error(model, tokenizer, monkeypatch):
+    def fail(**_):
+        raise MemoryError
+
+    monkeypatch.setattr(model, "generate", fail)
+    model.train()
+    try:
+        with pytest.raises(MemoryError):
+            list(translate(model, tokenizer, ["a dog"]))
+        assert model.training
+    finally:
+        model.eval()
+
+
+def test_settings_not_given_are_the_models_own(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(model.generation_config, "num_beams", 3)
+    own = list(translate(model, tokenizer, SENTENCES, num_return_sequences=3, **SHORT))
+    assert own == list(translate(model, tokenizer, SENTENCES, num_beams=3, num_return_sequences=3, **SHORT))
+
+
+def test_nothing_is_printed_and_nothing_warns(model, tokenizer, capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(translate(model, tokenizer, SENTENCES))
+        list(translate(model, tokenizer, SENTENCES, num_beams=4, num_return_sequences=2, length_penalty=0.6))
+        gc.collect()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_bfloat16(model, tokenizer, saved):
+    half, _ = load(str(saved), device="cpu")
+    results = list(translate(half.bfloat16(), tokenizer, SENTENCES, num_beams=2, **SHORT))
+    assert len(results) == len(SENTENCES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
+        ({"num_return_sequences": 0}, "num_return_sequences"),
+        ({"num_beams": 0}, "num_beams"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+    ],
+)
+def test_impossible_settings_are_refused_at_once(model, tokenizer, settings, named):
+    with pytest.raises(UserError, match=named) as error:
+        translate(model, tokenizer, ["a dog"], **settings)
+    assert "\n" not in str(error.value)
+
+
+def test_a_single_string_is_refused(model, tokenizer):
+    with pytest.raises(TypeError, match="list of sentences"):
+        translate(model, tokenizer, "a dog")
+
+
+def test_trap_21_ignored_positions_are_never_decoded(tokenizer):
+    ids = tokenizer("a dog runs")["input_ids"]
+    rows = np.array([[0, *ids, -100, -100], [-100, -100, 0, *ids]])
+    assert decode(tokenizer, rows) == decode(tokenizer, torch.tensor(rows)) == ["a dog runs"] * 2
+
+
+def test_one_line():
+    assert one_line("a\nb\r\nc\rd") == "a b c d"
+    assert one_line("a\u2028b  c") == "a\u2028b  c"
+
+
+def test_load_gives_the_saved_model(model, tokenizer, saved):
+    loaded, its_tokenizer = load(str(saved), device="cpu")
+    assert not loaded.training
+    assert list(translate(loaded, its_tokenizer, SENTENCES, **SHORT)) == list(
+        translate(model, tokenizer, SENTENCES, **SHORT)
+    )
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json", "model.safetensors"])
+def test_load_names_what_a_folder_lacks(saved, tmp_path, missing):
+    for file in saved.iterdir():
+        if file.name != missing and file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    with pytest.raises(UserError, match=missing.replace(".", r"\.")) as error:
+        load(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+def test_load_names_a_damaged_file(saved, tmp_path):
+    for file in saved.iterdir():
+        if file.is_file():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
+    with pytest.raises(UserError, match=str(tmp_path)) as error:
+        load(str(tmp_path))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["./no/such/folder", "nobody/no-such-model"])
+def test_load_of_nothing(name):
+    with pytest.raises(UserError, match=f"{name}: there is no such folder") as error:
+        load(name)
+    assert "\n" not in str(error.value)
+
+
+def test_load_does_not_run_code_unasked(saved, tmp_path):
+    config = json.loads((saved / "config.json").read_text())
+    config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Config", "AutoModelForSeq2SeqLM": "code.M"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "code.py").write_text("raise SystemExit('ran')")
+    with pytest.raises(UserError, match="trust_remote_code"):
+        load(str(tmp_path))
+
+
+def test_load_to_a_device_that_is_not_there(saved):
+    with pytest.raises(UserError, match="cuda:99") as error:
+        load(str(saved), device="cuda:99")
+    assert "\n" not in str(error.value)
+
+
+def test_an_output_file_is_never_overwritten(tmp_path):
+    path = tmp_path / "out.txt"
+    with open_output(str(path)) as file:
+        file.write("mine\n")
+    with pytest.raises(UserError, match="exists already"):
+        open_output(str(path))
+    assert path.read_text() == "mine\n"
+    with pytest.raises(UserError, match="No such file"):
+        open_output(str(tmp_path / "no" / "out.txt"))

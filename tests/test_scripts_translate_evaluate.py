@@ -1,0 +1,266 @@
+"""scripts/translate.py and scripts/evaluate.py, as a user runs them."""
+
+import gzip
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import enable_progress_bars as enable_datasets_bars
+from transformers.utils.logging import enable_progress_bar as enable_transformers_bars
+
+from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
+from vanilla_transformer.data import number_pairs
+from vanilla_transformer.decoding import load, one_line, translate
+from vanilla_transformer.evaluation import score
+from vanilla_transformer.tokenization import train_tokenizer
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
+SENTENCES = ["forty-two", "", "one thousand and one", "seven"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(SENTENCES * 2, 270)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    torch.manual_seed(0)
+    config = VanillaTransformerConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        tie_word_embeddings=False,
+    )
+    model = VanillaTransformerForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(5)
+    return model
+
+
+@pytest.fixture(scope="module")
+def folder(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run a script in this process; returns the exit code, what it printed, and its error output."""
+
+    def run(name: str, *arguments: str, stdin: bytes | type = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "path", sys.path.copy())
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)) if isinstance(stdin, bytes) else stdin)
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    yield run
+    enable_transformers_bars()  # the scripts are processes of their own and leave them off
+    enable_datasets_bars()
+
+
+@pytest.fixture
+def refused(run):
+    """Run a script that must stop with one sentence."""
+
+    def refused(name: str, *arguments: str, stdin: bytes = b"") -> str:
+        code, out, err = run(name, *arguments, stdin=stdin)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ") and err.count("\n") == 1
+        return err
+
+    return refused
+
+
+def expected_lines(model, tokenizer, sentences=SENTENCES, **settings):
+    results = translate(model, tokenizer, sentences, **settings)
+    return [one_line(translation) for alternatives in results for translation in alternatives]
+
+
+def test_translates_sentences_from_arguments(run, folder, model, tokenizer):
+    code, out, err = run("translate", *SENTENCES, "--model_name_or_path", folder, "--max_new_tokens", "20")
+    assert (code, err) == (0, "")
+    assert out.split("\n") == [*expected_lines(model, tokenizer, max_new_tokens=20), ""]
+
+
+def test_a_translation_with_a_line_break_is_one_line(run, folder, tokenizer, tmp_path):
+    model, _ = load(folder, device="cpu")
+    model.generation_config.forced_bos_token_id = tokenizer("\n")["input_ids"][0]  # each translation starts with it
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert next(translate(model, tokenizer, ["seven"]))[0].startswith("\n")
+    _, out, _ = run("translate", *SENTENCES, "--model_name_or_path", str(tmp_path), "--max_new_tokens", "5")
+    assert out.count("\n") == len(SENTENCES) and out.startswith(" ")
+
+
+@pytest.mark.parametrize("source", ["plain", "gz", "stdin"])
+def test_one_line_out_per_line_in(run, folder, model, tokenizer, tmp_path, source):
+    text = "\n".join(SENTENCES).encode() + b"\r\n" + "été\u2028 hiver".encode()  # the last line has no line end
+    path = tmp_path / {"plain": "in.txt", "gz": "in.txt.gz", "stdin": "unused"}[source]
+    path.write_bytes(gzip.compress(text) if source == "gz" else text)
+    given = [] if source == "stdin" else ["--input_file", str(path)]
+    code, out, _ = run("translate", "--model_name_or_path", folder, *given, "--max_new_tokens", "20", stdin=text)
+    assert code == 0
+    sentences = [*SENTENCES, "été\u2028 hiver"]
+    assert out.split("\n") == [*expected_lines(model, tokenizer, sentences, max_new_tokens=20), ""]
+
+
+def test_an_empty_input_file_gives_nothing(run, folder, tmp_path):
+    (tmp_path / "in.txt").touch()
+    assert run("translate", "--model_name_or_path", folder, "--input_file", str(tmp_path / "in.txt"), stdin=b"no") == (
+        0,
+        "",
+        "",
+    )
+
+
+def test_beam_search_with_several_translations_into_a_file(run, folder, model, tokenizer, tmp_path):
+    output = tmp_path / "out.txt"
+    flags = "--num_beams 4 --num_return_sequences 2 --length_penalty 0.6 --max_new_tokens 20 --batch_size 2".split()
+    arguments = [*SENTENCES, "--model_name_or_path", folder, "--output_file", str(output), *flags]
+    assert run("translate", *arguments) == (0, "", "")
+    expected = expected_lines(
+        model, tokenizer, num_beams=4, num_return_sequences=2, length_penalty=0.6, max_new_tokens=20
+    )
+    assert output.read_text().split("\n") == [*expected, ""]
+    assert len(expected) == 2 * len(SENTENCES)
+
+
+def test_translates_line_by_line_on_a_terminal(run, folder, monkeypatch):
+    screen, seen = io.BytesIO(), []
+
+    def typing():
+        for sentence in ("seven", "forty-two"):
+            yield f"{sentence}\n".encode()
+            seen.append(screen.getvalue().count(b"\n"))  # the answer is there before the next line is read
+
+    class Keyboard:
+        buffer = typing()
+
+        @staticmethod
+        def isatty():
+            return True
+
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen))
+    code, _, _ = run("translate", "--model_name_or_path", folder, "--max_new_tokens", "20", stdin=Keyboard)
+    assert code == 0
+    assert seen == [1, 2]
+
+
+def test_translate_refuses_what_it_cannot_do(refused, folder, tmp_path):
+    taken, latin = tmp_path / "taken.txt", tmp_path / "latin.txt"
+    taken.write_text("mine\n")
+    latin.write_bytes(b"good\nb\xe9b\xe9\n")
+    model = ["--model_name_or_path", folder]
+    assert "no such folder" in refused("translate", "seven", "--model_name_or_path", str(tmp_path / "none"))
+    assert "config.json" in refused("translate", "seven", "--model_name_or_path", str(tmp_path))
+    assert "num_return_sequences" in refused("translate", "seven", *model, "--num_return_sequences", "2")
+    assert "taken.txt exists already" in refused("translate", "seven", *model, "--output_file", str(taken))
+    assert taken.read_text() == "mine\n"
+    assert "give one of the two" in refused("translate", "seven", *model, "--input_file", str(taken))
+    assert "none.txt" in refused("translate", *model, "--input_file", str(tmp_path / "none.txt"))
+    assert "latin.txt, line 2" in refused("translate", *model, "--input_file", str(latin))
+    assert "standard input, line 2" in refused("translate", *model, stdin=latin.read_bytes())
+    assert "on the command line" in refused("translate", os.fsdecode(b"b\xe9b\xe9"), *model)
+
+
+@pytest.mark.parametrize("name", ["translate", "evaluate"])
+def test_an_unknown_flag_is_refused(run, folder, name):
+    code, out, err = run(name, "--model_name_or_path", folder, "--num_beam_groups", "2")
+    assert (code, out) == (2, "") and "unrecognized arguments: --num_beam_groups" in err
+
+
+def test_translate_is_quiet_when_its_reader_leaves(folder):
+    command = [sys.executable, str(SCRIPTS / "translate.py"), "--model_name_or_path", folder, "--max_new_tokens", "5"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stdin.write(b"seven\n" * 3)
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+def test_evaluates_two_text_files(tmp_path):
+    (tmp_path / "predictions").write_text("the cat sat on the mat\na dog\n")
+    (tmp_path / "references").write_text("the cat sat on a mat\na dog\n")
+    # A process of its own: only there is the scripts' folder, whose evaluate.py hides the library, searched first.
+    command = [sys.executable, str(SCRIPTS / "evaluate.py"), "--json", "--predictions_file", "predictions"]
+    done = subprocess.run([*command, "--references_file", "references"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    expected = score(["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog"])
+    assert {name: report[name] for name in expected} == expected
+    assert report["predictions"] == "predictions" and report["references"] == "references"
+    assert set(report["versions"]) == {"torch", "transformers", "sacrebleu"}
+
+
+def test_evaluates_a_model_on_a_test_set(run, folder, model, tokenizer, tmp_path):
+    hypotheses = [translation for (translation,) in translate(model, tokenizer, SENTENCES, num_beams=2)]
+    references = ["x", "", hypotheses[2], "y"]
+    (tmp_path / "test.en").write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
+    (tmp_path / "test.fr").write_text("".join(f"{reference}\n" for reference in references))
+    data = ["--test_file", str(tmp_path / "test"), "--source_lang", "en", "--target_lang", "fr"]
+    common = ["--model_name_or_path", folder, *data, "--num_beams", "2"]
+
+    code, out, _ = run("evaluate", *common, "--json", "--output_file", str(tmp_path / "out.txt"))
+    assert code == 0
+    report = json.loads(out)
+    expected = score(hypotheses, references)
+    assert {name: report[name] for name in expected} == expected
+    assert (report["model"], report["num_beams"], report["device"]) == (folder, 2, str(model.device))
+    assert report["seconds"] > 0 and report["decoding"]["num_beams"] == 2
+    assert (tmp_path / "out.txt").read_text().split("\n") == [*map(one_line, hypotheses), ""]
+
+    code, out, _ = run("evaluate", *common, "--max_predict_samples", "2")
+    expected = score(hypotheses[:2], references[:2])
+    assert code == 0
+    for shown in (expected["bleu_signature"], expected["chrf_signature"], "50.00% of 2 sentences", "num_beams 2"):
+        assert shown in out
+
+
+def test_evaluates_a_model_on_unseen_numbers_by_default(run, folder, model, tokenizer):
+    code, out, _ = run("evaluate", "--model_name_or_path", folder, "--max_predict_samples", "8", "--json")
+    pairs = number_pairs("en", "fr", "test", 8)
+    hypotheses = [translation for (translation,) in translate(model, tokenizer, pairs["source"])]
+    report = json.loads(out)
+    assert code == 0 and report["data"] == "numbers en-fr" and report["sentences"] == 8
+    assert report["chrf"] == score(hypotheses, list(pairs["target"]))["chrf"]
+
+
+def test_evaluate_refuses_what_it_cannot_do(refused, folder, tmp_path):
+    short, long = tmp_path / "short.txt", tmp_path / "long.txt"
+    short.write_text("a\n")
+    long.write_text("a\nb\n")
+    files = ["--predictions_file", str(short), "--references_file"]
+    model = ["--model_name_or_path", folder]
+    assert "either --model_name_or_path" in refused("evaluate")
+    assert "either --model_name_or_path" in refused("evaluate", *model, *files, str(long))
+    assert "one of them is missing" in refused("evaluate", "--predictions_file", str(short))
+    assert "short.txt has 1 lines but" in refused("evaluate", *files, str(long))
+    assert "no-such.txt" in refused("evaluate", *files, str(tmp_path / "no-such.txt"))
+    assert "--target_lang" in refused("evaluate", *model, "--test_file", str(short), "--source_lang", "en")
+    assert "max_predict_samples is 0" in refused("evaluate", *model, "--max_predict_samples", "0")
+    numbers = [*model, "--max_predict_samples", "2"]
+    assert "short.txt exists already" in refused("evaluate", *numbers, "--output_file", str(short))
+    assert short.read_text() == "a\n"

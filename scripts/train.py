@@ -1,0 +1,192 @@
+"""Train a Transformer on sentence pairs, or fine-tune one; without data, on numbers written out.
+
+python scripts/train.py --train_file data/train --validation_file data/val --source_lang en --target_lang de \
+    --output_dir runs/en-de
+"""
+
+import sys
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+# scripts/evaluate.py would hide the library `evaluate`.
+sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != Path(__file__).resolve().parent]
+
+from datasets import Dataset
+from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+
+from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
+from vanilla_transformer.data import TranslationCollator, encode_pairs, load_pairs, number_pairs
+from vanilla_transformer.decoding import load
+from vanilla_transformer.errors import UserError, exit_on_user_error
+from vanilla_transformer.evaluation import compute_metrics_with
+from vanilla_transformer.tokenization import PreTrainedTokenizerFast, train_tokenizer
+from vanilla_transformer.training import (
+    PaperTrainingArguments,
+    SampleTranslations,
+    SaveOnInterrupt,
+    VanillaTransformerTrainer,
+    checkpoint_to_resume,
+    noam_peak,
+    paper_generation_config,
+)
+
+NUMBERS = {"train": 40_000, "validation": 500}  # pairs of the embedded corpus
+
+
+@dataclass
+class ModelArguments:
+    """Which model: a new one of a preset's size, or one to fine-tune."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a model to fine-tune; by default a new one is trained."}
+    )
+    preset: Literal["tiny", "base", "big"] = field(default="base", metadata={"help": "Size of a new model."})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Changes to the preset, such as encoder_layers=3,dropout=0.2."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a tokenizer; by default one is trained on the data."}
+    )
+    vocab_size: int = field(default=37_000, metadata={"help": "Types of a tokenizer that is trained."})
+
+
+@dataclass
+class DataArguments:
+    """Which sentence pairs."""
+
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prefix of two files (data/train for data/train.en and .de), .tsv, .csv, .jsonl or .parquet."
+        },
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Id of a data set on the Hub, in place of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    source_lang: str = field(default="en", metadata={"help": "Language to translate from."})
+    target_lang: str = field(default="fr", metadata={"help": "Language to translate into."})
+    max_source_length: int = field(default=256, metadata={"help": "Longer sources, in tokens, are left out."})
+    max_target_length: int = field(default=256, metadata={"help": "Longer targets, in tokens, are left out."})
+    max_length_ratio: float = field(
+        default=3.0, metadata={"help": "Pairs of which one side has more times the tokens of the other are left out."}
+    )
+    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on only the first so many pairs."})
+
+    def load(self, split: str, file: str | None, limit: int | None) -> Dataset:
+        """The pairs of a split: from its file, from the Hub, or numbers where neither is given."""
+        if self.dataset_name is not None:
+            pairs = load_pairs(
+                self.dataset_name, self.source_lang, self.target_lang, split=split, config_name=self.dataset_config_name
+            )
+        elif file is not None:
+            pairs = load_pairs(file, self.source_lang, self.target_lang)
+        else:
+            return number_pairs(self.source_lang, self.target_lang, split, limit or NUMBERS[split])
+        return pairs.select(range(min(limit or len(pairs), len(pairs))))
+
+    def load_both(self) -> tuple[Dataset, Dataset]:
+        """Training and validation pairs."""
+        if self.dataset_name is not None and (self.train_file or self.validation_file):
+            raise UserError("--dataset_name excludes --train_file and --validation_file: give one or the other.")
+        if bool(self.train_file) != bool(self.validation_file):
+            raise UserError("--train_file and --validation_file go together: give both, or neither.")
+        return (
+            self.load("train", self.train_file, self.max_train_samples),
+            self.load("validation", self.validation_file, self.max_eval_samples),
+        )
+
+
+def load_or_make(
+    arguments: ModelArguments, checkpoint: str | None, pairs: Dataset
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The model and tokenizer of the checkpoint or of the model to fine-tune; otherwise new ones.
+
+    A new model has the paper's beam search as its default.
+    """
+    if source := checkpoint or arguments.model_name_or_path:
+        return load(source)
+    if arguments.tokenizer_name:
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.tokenizer_name)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise UserError(f"Cannot load the tokenizer '{arguments.tokenizer_name}': {reason}") from error
+    else:
+        sides = (batch[side] for batch in pairs.iter(batch_size=1_000) for side in ("source", "target"))
+        tokenizer = train_tokenizer(chain.from_iterable(sides), arguments.vocab_size)
+    config = VanillaTransformerConfig.preset(arguments.preset, vocab_size=len(tokenizer))
+    if arguments.config_overrides:
+        try:
+            config.update_from_string(arguments.config_overrides)
+            config.validate_architecture()
+        except ValueError as error:
+            raise UserError(f"--config_overrides {arguments.config_overrides}: {error}") from error
+    model = VanillaTransformerForConditionalGeneration(config)
+    model.generation_config = paper_generation_config(model)
+    return model, tokenizer
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, PaperTrainingArguments), description=__doc__.split("\n")[0]
+    )
+    try:
+        model_arguments, data_arguments, training_arguments = parser.parse_args_into_dataclasses(argv)
+    except ValueError as error:  # two training arguments that do not go together
+        raise UserError(str(error)) from error
+    checkpoint = checkpoint_to_resume(training_arguments)
+    set_seed(training_arguments.seed)
+
+    train_pairs, validation_pairs = data_arguments.load_both()
+    model, tokenizer = load_or_make(model_arguments, checkpoint, train_pairs)
+    datasets = []
+    for split, pairs in (("train", train_pairs), ("validation", validation_pairs)):
+        dataset, report = encode_pairs(
+            pairs,
+            tokenizer,
+            max_source_length=data_arguments.max_source_length,
+            max_target_length=data_arguments.max_target_length,
+            max_length_ratio=data_arguments.max_length_ratio,
+            num_proc=data_arguments.preprocessing_num_workers,
+        )
+        print(f"{split}: {report}")
+        datasets.append(dataset)
+    print(f"model: {model.num_parameters():,} parameters, {len(tokenizer):,} types")
+
+    if training_arguments.learning_rate is None:
+        warmup_steps = training_arguments.get_warmup_steps(training_arguments.max_steps)
+        if warmup_steps < 1:
+            raise UserError(
+                "A post-norm Transformer diverges without warm-up, and the paper's learning rate follows from it: set "
+                "--warmup_steps to at least 1 (the paper's is 4000), or give --learning_rate yourself."
+            )
+        training_arguments.learning_rate = noam_peak(model.config.d_model, warmup_steps)
+    interrupt = SaveOnInterrupt()
+    samples = [
+        (pair["source"], pair["target"]) for pair in validation_pairs.select(range(min(3, len(validation_pairs))))
+    ]
+    trainer = VanillaTransformerTrainer(
+        model=model,
+        args=training_arguments,
+        train_dataset=datasets[0],
+        eval_dataset=datasets[1],
+        processing_class=tokenizer,
+        data_collator=TranslationCollator(tokenizer, model.config.decoder_start_token_id),
+        compute_metrics=compute_metrics_with(tokenizer),
+        callbacks=[interrupt, SampleTranslations(tokenizer, samples)],
+    )
+    trainer.train(resume_from_checkpoint=checkpoint)
+    if interrupt.interrupted:
+        print(f"Stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint.")
+        sys.exit(130)
+    trainer.save_model()
+    print(f"The model is in {training_arguments.output_dir}")
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

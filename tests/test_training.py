@@ -1,0 +1,375 @@
+"""The paper's recipe, and what the trainer must leave as it was."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import (
+    DataCollatorForSeq2Seq,
+    GenerationConfig,
+    PreTrainedModel,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    TrainerCallback,
+)
+
+from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
+from vanilla_transformer.averaging import average_checkpoints, last_checkpoints
+from vanilla_transformer.data import TranslationCollator, encode_pairs
+from vanilla_transformer.decoding import load
+from vanilla_transformer.errors import UserError
+from vanilla_transformer.evaluation import compute_metrics_with
+from vanilla_transformer.tokenization import train_tokenizer
+from vanilla_transformer.training import (
+    PaperTrainingArguments,
+    SampleTranslations,
+    SaveOnInterrupt,
+    VanillaTransformerTrainer,
+    checkpoint_to_resume,
+    noam_peak,
+    paper_generation_config,
+)
+
+WORDS = "one two three four five six seven eight nine ten".split()
+SENTENCES = [
+    " ".join(WORDS[i % 10] for i in range(start, start + length)) for start in range(10) for length in range(2, 10)
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(SENTENCES, 280)
+
+
+@pytest.fixture(scope="module")
+def dataset(tokenizer) -> Dataset:
+    pairs = Dataset.from_dict({"source": SENTENCES, "target": [sentence.upper() for sentence in SENTENCES]})
+    return encode_pairs(pairs, tokenizer, max_source_length=100, max_target_length=100, max_length_ratio=9)[0]
+
+
+def make_model(tokenizer, dropout: float = 0.0) -> VanillaTransformerForConditionalGeneration:
+    torch.manual_seed(0)
+    config = VanillaTransformerConfig(
+        vocab_size=len(tokenizer),
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=32,
+        decoder_ffn_dim=32,
+        dropout=dropout,
+    )
+    return VanillaTransformerForConditionalGeneration(config)
+
+
+def make_arguments(output_dir: Path, **overrides) -> PaperTrainingArguments:
+    settings = {
+        "max_steps": 4,
+        "warmup_steps": 10,
+        "learning_rate": 0.01,
+        "per_device_train_tokens": 200,
+        "eval_strategy": "no",
+        "save_strategy": "no",
+        "load_best_model_at_end": False,
+        "metric_for_best_model": None,
+        "disable_tqdm": True,
+        "use_cpu": True,
+    }
+    return PaperTrainingArguments(output_dir=str(output_dir), **(settings | overrides))
+
+
+def make_trainer(model: PreTrainedModel, arguments, tokenizer, dataset, cls=VanillaTransformerTrainer, **kwargs):
+    return cls(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=dataset.select(range(8)),
+        processing_class=tokenizer,
+        data_collator=TranslationCollator(tokenizer, model.config.decoder_start_token_id),
+        **kwargs,
+    )
+
+
+def equal_weights(one: str | Path, other: str | Path) -> bool:
+    first, second = (load_file(Path(folder, "model.safetensors")) for folder in (one, other))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+# The recipe
+
+
+def test_defaults_are_those_of_section_5(tmp_path):
+    arguments = PaperTrainingArguments(output_dir=str(tmp_path))
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.adam_epsilon) == (0.9, 0.98, 1e-9)
+    assert arguments.lr_scheduler_type == "inverse_sqrt" and arguments.warmup_steps == 4_000
+    assert arguments.label_smoothing_factor == 0.1
+    assert arguments.max_grad_norm == 0 and arguments.weight_decay == 0
+    assert arguments.max_steps == 100_000 and arguments.per_device_train_tokens == 25_000
+
+
+def test_learning_rate_is_equation_3(tmp_path, tokenizer, dataset):
+    """transformers' inverse square root with the right peak, step by step against the paper's formula."""
+    d_model, warmup = 512, 7
+    arguments = make_arguments(tmp_path, warmup_steps=warmup, learning_rate=noam_peak(d_model, warmup))
+    trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset)
+    trainer.create_optimizer_and_scheduler(num_training_steps=50)
+    for step in range(1, 51):
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+        expected = d_model**-0.5 * min(step**-0.5, step * warmup**-1.5)
+        assert trainer.lr_scheduler.get_last_lr()[0] == pytest.approx(expected)
+
+
+def test_new_models_decode_as_in_section_6_1_unless_told_otherwise(tokenizer):
+    generation_config = paper_generation_config(make_model(tokenizer))
+    assert (generation_config.num_beams, generation_config.length_penalty) == (4, 0.6)
+    assert generation_config.decoder_start_token_id == 0
+
+
+# Loss
+
+
+class Losses(TrainerCallback):
+    """Keeps the logged training losses."""
+
+    def __init__(self) -> None:
+        self.losses = []
+
+    def on_log(self, args, state, control, logs, **kwargs):
+        self.losses += [logs["loss"]] if "loss" in logs else []
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_accumulated_batches_train_as_one_large_batch(tmp_path, tokenizer, dataset, smoothing):
+    """Bart, Marian and T5 ignore `num_items_in_batch`: 4 batches of 4 give 4 times the loss and gradient of 1 of 16."""
+    lengths = [len(row) for row in dataset["labels"]]
+    sixteen = dataset.select(sorted(range(len(dataset)), key=lengths.__getitem__)[::4][:16])
+    runs = {}
+    for batch_size in (16, 4):
+        model, losses = make_model(tokenizer), Losses()
+        arguments = Seq2SeqTrainingArguments(
+            output_dir=str(tmp_path / str(batch_size)),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=16 // batch_size,
+            label_smoothing_factor=smoothing,
+            max_steps=1,
+            logging_steps=1,
+            learning_rate=0.1,
+            optim="sgd",
+            lr_scheduler_type="constant",
+            max_grad_norm=0,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+
+        class SentenceBatches(VanillaTransformerTrainer):
+            get_train_dataloader = Seq2SeqTrainer.get_train_dataloader
+
+        make_trainer(model, arguments, tokenizer, sixteen, cls=SentenceBatches, callbacks=[losses]).train()
+        runs[batch_size] = losses.losses, [weight.detach() for weight in model.parameters()]
+    assert runs[4][0] == pytest.approx(runs[16][0], rel=1e-5)
+    for accumulated, at_once in zip(runs[4][1], runs[16][1], strict=True):
+        torch.testing.assert_close(accumulated, at_once, rtol=1e-4, atol=1e-6)
+
+
+def test_stock_trainer_accumulates_rightly_too(tmp_path, tokenizer, dataset):
+    losses = {}
+    for batch_size in (16, 4):
+        log = Losses()
+        arguments = Seq2SeqTrainingArguments(
+            output_dir=str(tmp_path / str(batch_size)),
+            per_device_train_batch_size=batch_size,
+            gradient_accumulation_steps=16 // batch_size,
+            max_steps=1,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        trainer = make_trainer(
+            make_model(tokenizer), arguments, tokenizer, dataset.select(range(16)), cls=Seq2SeqTrainer, callbacks=[log]
+        )
+        trainer.train()
+        losses[batch_size] = log.losses
+    assert losses[4] == pytest.approx(losses[16], rel=1e-5)
+
+
+@pytest.mark.parametrize("collator", ["ours", "stock"])
+def test_stock_trainer_fine_tunes_with_label_smoothing(tmp_path, tokenizer, dataset, collator):
+    """The stock label smoother takes the labels away; without `decoder_input_ids` in the batch the model can't run."""
+    model = make_model(tokenizer)
+    arguments = Seq2SeqTrainingArguments(
+        output_dir=str(tmp_path),
+        max_steps=2,
+        label_smoothing_factor=0.1,
+        predict_with_generate=True,
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    trainer = Seq2SeqTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=dataset,
+        eval_dataset=dataset.select(range(4)),
+        processing_class=tokenizer,
+        data_collator=TranslationCollator(tokenizer, 0)
+        if collator == "ours"
+        else DataCollatorForSeq2Seq(tokenizer, model),
+        compute_metrics=compute_metrics_with(tokenizer),
+    )
+    trainer.train()
+    assert 0 <= trainer.evaluate()["eval_bleu"] <= 100
+
+
+def test_evaluation_loss_is_the_likelihood_not_the_smoothed_loss(tmp_path, tokenizer, dataset):
+    """The stock trainer reports the smoothed loss, whose exponential is no perplexity."""
+    model = make_model(tokenizer)
+    trainer = make_trainer(model, make_arguments(tmp_path, predict_with_generate=False), tokenizer, dataset)
+    reported = trainer.evaluate(dataset.select([5]))["eval_loss"]
+    batch = trainer.data_collator([dataset[5]])
+    with torch.no_grad():
+        logits = model.eval()(**batch).logits
+    assert reported == pytest.approx(F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()).item(), rel=1e-5)
+
+
+# What stays as it was
+
+
+def test_training_and_evaluation_leave_generation_config_and_use_cache_alone(tmp_path, tokenizer, dataset):
+    """The stock trainer saves `max_length: 20, num_beams: 1` after one evaluation, and `use_cache: false`."""
+    model = make_model(tokenizer)
+    model.generation_config = paper_generation_config(model)
+    before = model.generation_config.to_dict()
+    arguments = make_arguments(tmp_path, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
+    trainer = make_trainer(model, arguments, tokenizer, dataset, compute_metrics=compute_metrics_with(tokenizer))
+    trainer.train()
+    trainer.save_model()
+    for folder in (tmp_path, tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"):
+        after = GenerationConfig.from_pretrained(folder).to_dict()
+        if after["eos_token_id"] == [before["eos_token_id"]]:  # transformers 5.17 writes one id as a list
+            after["eos_token_id"] = before["eos_token_id"]
+        assert after == before
+        assert VanillaTransformerConfig.from_pretrained(folder).use_cache is True
+
+
+def test_predictions_come_in_the_order_of_the_data(tmp_path, tokenizer, dataset):
+    """Grouping by length also permutes what `predict` gives back."""
+    trainer = make_trainer(make_model(tokenizer), make_arguments(tmp_path), tokenizer, dataset)
+    labels = trainer.predict(dataset, max_new_tokens=3).label_ids
+    for row, expected in zip(labels, dataset["labels"], strict=True):
+        assert [token for token in row if token not in (-100, tokenizer.pad_token_id)] == expected
+
+
+# Interrupting and resuming
+
+
+def run(folder: Path, tokenizer, dataset, steps: int = 12, resume: str | None = None, callbacks=()) -> Path:
+    """Train with dropout, over more than one epoch, saving every 4 steps."""
+    arguments = make_arguments(folder, max_steps=steps, save_strategy="steps", save_steps=4, save_total_limit=None)
+    model = make_model(tokenizer, dropout=0.2)
+    trainer = make_trainer(model, arguments, tokenizer, dataset, callbacks=list(callbacks))
+    trainer.train(resume_from_checkpoint=resume)
+    trainer.save_model()
+    return folder
+
+
+class Press(TrainerCallback):
+    """Sends this process Ctrl-C at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, **kwargs):
+        if state.global_step == self.step:
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tokenizer, dataset, capsys):
+    """Ctrl-C in the middle of the second epoch; the rest of that epoch must be the batches not yet seen."""
+    whole = run(tmp_path / "whole", tokenizer, dataset)
+    handler = signal.getsignal(signal.SIGINT)
+    interrupt = SaveOnInterrupt()
+    run(tmp_path / "parts", tokenizer, dataset, callbacks=[interrupt, Press(step=6)])
+    assert interrupt.interrupted and signal.getsignal(signal.SIGINT) is handler
+    assert "saving a checkpoint after this step" in capsys.readouterr().err
+    checkpoint = checkpoint_to_resume(make_arguments(tmp_path / "parts", resume_from_checkpoint="last"))
+    assert Path(checkpoint).name == "checkpoint-7"
+
+    resumed = run(tmp_path / "parts", tokenizer, dataset, resume=checkpoint)
+    assert equal_weights(whole, resumed)
+    assert not equal_weights(whole, whole / "checkpoint-8")
+
+
+def test_a_run_never_writes_into_another_runs_folder(tmp_path):
+    (tmp_path / "model.safetensors").touch()
+    with pytest.raises(UserError, match="already exists and is not empty: give another --output_dir"):
+        checkpoint_to_resume(make_arguments(tmp_path))
+    assert checkpoint_to_resume(make_arguments(tmp_path / "new")) is None
+
+
+def test_nothing_to_resume_from_is_said_in_a_sentence(tmp_path):
+    with pytest.raises(UserError, match="There is no checkpoint in .* to resume from"):
+        checkpoint_to_resume(make_arguments(tmp_path, resume_from_checkpoint="last"))
+    with pytest.raises(UserError, match="is not a checkpoint: it has no trainer_state.json"):
+        checkpoint_to_resume(make_arguments(tmp_path, resume_from_checkpoint=str(tmp_path)))
+
+
+def test_best_model_is_loaded_without_complaint_about_tied_weights(tmp_path, tokenizer, dataset, caplog):
+    arguments = make_arguments(
+        tmp_path,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="bleu",
+    )
+    trainer = make_trainer(
+        make_model(tokenizer), arguments, tokenizer, dataset, compute_metrics=compute_metrics_with(tokenizer)
+    )
+    with caplog.at_level("WARNING"):
+        trainer.train()
+    assert trainer.state.best_model_checkpoint and "missing keys" not in caplog.text
+    assert trainer.model.lm_head.weight is trainer.model.model.shared.weight
+
+
+def test_sample_translations_are_printed_at_each_validation(tmp_path, tokenizer, dataset, capsys):
+    arguments = make_arguments(tmp_path, eval_strategy="steps", eval_steps=2)
+    samples = SampleTranslations(tokenizer, [("one two", "ONE TWO")])
+    make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, callbacks=[samples]).train()
+    assert capsys.readouterr().out.count("source      one two\n  reference   ONE TWO\n  translation ") == 2
+
+
+# Averaging
+
+
+def test_average_of_checkpoints_is_the_mean_of_their_weights_as_a_model_folder(tmp_path, tokenizer, dataset):
+    run(tmp_path / "run", tokenizer, dataset)
+    checkpoints = last_checkpoints(tmp_path / "run", 2)
+    assert [checkpoint.name for checkpoint in checkpoints] == ["checkpoint-8", "checkpoint-12"]
+    average_checkpoints(checkpoints, tmp_path / "average")
+    eighth, twelfth, average = (
+        load_file(folder / "model.safetensors") for folder in (*checkpoints, tmp_path / "average")
+    )
+    for name, weight in average.items():
+        torch.testing.assert_close(weight, (eighth[name] + twelfth[name]) / 2)
+    model, loaded_tokenizer = load(str(tmp_path / "average"))
+    assert model.lm_head.weight is model.model.shared.weight
+    assert loaded_tokenizer("one two")["input_ids"] == tokenizer("one two")["input_ids"]
+
+
+def test_averages_that_can_not_be_are_refused(tmp_path, tokenizer, dataset):
+    run(tmp_path / "run", tokenizer, dataset, steps=4)
+    with pytest.raises(UserError, match="has 1 checkpoints, so the last 5 can't be averaged"):
+        last_checkpoints(tmp_path / "run", 5)
+    with pytest.raises(UserError, match="already exists and is not empty"):
+        average_checkpoints([tmp_path / "run" / "checkpoint-4"], tmp_path / "run")

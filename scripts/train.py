@@ -91,9 +91,9 @@ class DataArguments:
     def load_both(self) -> tuple[Dataset, Dataset]:
         """Training and validation pairs."""
         if self.dataset_name is not None and (self.train_file or self.validation_file):
-            raise UserError("--dataset_name excludes --train_file and --validation_file: give one or the other.")
+            raise UserError("--dataset_name excludes --train_file and --validation_file; give one or the other")
         if bool(self.train_file) != bool(self.validation_file):
-            raise UserError("--train_file and --validation_file go together: give both, or neither.")
+            raise UserError("--train_file and --validation_file go together; give both, or neither")
         return (
             self.load("train", self.train_file, self.max_train_samples),
             self.load("validation", self.validation_file, self.max_eval_samples),
@@ -114,7 +114,7 @@ def load_or_make(
             tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.tokenizer_name)
         except (OSError, ValueError) as error:
             reason = str(error).strip().split("\n")[0]
-            raise UserError(f"Cannot load the tokenizer '{arguments.tokenizer_name}': {reason}") from error
+            raise UserError(f"can't load the tokenizer {arguments.tokenizer_name}: {reason}") from error
     else:
         sides = (batch[side] for batch in pairs.iter(batch_size=1_000) for side in ("source", "target"))
         tokenizer = train_tokenizer(chain.from_iterable(sides), arguments.vocab_size)
@@ -161,8 +161,8 @@ def main(argv: list[str] | None = None) -> None:
         warmup_steps = training_arguments.get_warmup_steps(training_arguments.max_steps)
         if warmup_steps < 1:
             raise UserError(
-                "A post-norm Transformer diverges without warm-up, and the paper's learning rate follows from it: set "
-                "--warmup_steps to at least 1 (the paper's is 4000), or give --learning_rate yourself."
+                "a post-norm Transformer diverges without warm-up, and the paper's learning rate follows from it; set "
+                "--warmup_steps to at least 1 (the paper's is 4000), or give --learning_rate yourself"
             )
         training_arguments.learning_rate = noam_peak(model.config.d_model, warmup_steps)
     interrupt = SaveOnInterrupt()

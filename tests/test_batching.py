@@ -60,7 +60,7 @@ def test_a_batch_is_filled_before_the_next_begins():
 
 
 def test_a_budget_below_the_longest_sentence_is_refused(lengths):
-    with pytest.raises(UserError, match=r"A sentence has 44 tokens, but a batch may hold 20"):
+    with pytest.raises(UserError, match=r"a sentence has 44 tokens, but a batch may hold 20"):
         TokenBatchSampler(np.array([3, 44]), np.array([5, 5]), max_tokens=20)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from vanilla_transformer.tokenization import PreTrainedTokenizerFast
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
 SMALL = (
-    "--preset tiny --config_overrides d_model=16,encoder_layers=1,decoder_layers=1,encoder_ffn_dim=16,decoder_ffn_dim=16 "
+    "--preset tiny --config_overrides d_model=16,encoder_layers=1,decoder_layers=1 "
     "--vocab_size 300 --warmup_steps 10 --per_device_train_tokens 300 --max_length_ratio 99 "
     "--logging_steps 1 --eval_steps 3 --save_steps 3 --max_eval_samples 2"
 ).split()
@@ -88,18 +89,19 @@ def test_interrupted_resumed_and_fine_tuned(tmp_path, data):
         (["--config_overrides", "d_model=15"], "--config_overrides d_model=15: d_model is 15; it must be even"),
         (["--config_overrides", "depth=3"], "--config_overrides depth=3: "),
         (["--warmup_steps", "0"], "diverges without warm-up"),
-        (["--per_device_train_tokens", "5"], "but a batch may hold 5: raise the token budget"),
+        (["--per_device_train_tokens", "5"], "but a batch may hold 5; raise the token budget"),
         (["--train_file", "no/such/file"], "--train_file and --validation_file go together"),
-        (["--train_file", "no/such", "--validation_file", "no/such"], "there is no no/such: looked for no/such.en"),
+        (
+            ["--train_file", "no/such", "--validation_file", "no/such"],
+            "no/such is neither a pair of files here (looked for no/such.en",
+        ),
         (["--eval_steps", "2"], "--load_best_model_at_end requires the saving steps"),
         (["--vocab_size", "12"], "vocab_size is 12"),
-        (["--model_name_or_path", "no/such/model"], "Cannot load the model 'no/such/model'"),
-        (["--tokenizer_name", "no/such/tokenizer"], "Cannot load the tokenizer 'no/such/tokenizer'"),
+        (["--model_name_or_path", "no/such/model"], "can't load the model no/such/model"),
+        (["--tokenizer_name", "no/such/tokenizer"], "can't load the tokenizer no/such/tokenizer"),
     ],
 )
 def test_what_can_not_be_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys, arguments, message):
-    import runpy
-
     few = ["--max_train_samples", "50", "--max_eval_samples", "2"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--output_dir", str(tmp_path / "run"), *SMALL, *few, *arguments])
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -113,5 +115,5 @@ def test_what_can_not_be_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys,
 def test_another_runs_folder_is_not_written_into(tmp_path):
     (tmp_path / "model.safetensors").write_text("precious")
     finished = train("--output_dir", str(tmp_path), *SMALL, expect=2)
-    assert finished.stderr.strip().endswith("continue the run in it with --resume_from_checkpoint.")
+    assert finished.stderr.strip().endswith("continue the run in it with --resume_from_checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

@@ -311,13 +311,13 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, toke
 
 def test_a_run_never_writes_into_another_runs_folder(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match="already exists and is not empty: give another --output_dir"):
+    with pytest.raises(UserError, match="already exists and is not empty; give another --output_dir"):
         checkpoint_to_resume(make_arguments(tmp_path))
     assert checkpoint_to_resume(make_arguments(tmp_path / "new")) is None
 
 
 def test_nothing_to_resume_from_is_said_in_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="There is no checkpoint in .* to resume from"):
+    with pytest.raises(UserError, match="there is no checkpoint in .* to resume from"):
         checkpoint_to_resume(make_arguments(tmp_path, resume_from_checkpoint="last"))
     with pytest.raises(UserError, match="is not a checkpoint: it has no trainer_state.json"):
         checkpoint_to_resume(make_arguments(tmp_path, resume_from_checkpoint=str(tmp_path)))

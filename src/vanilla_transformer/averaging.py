@@ -29,7 +29,7 @@ def last_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
     if not 1 <= count <= len(steps):
         raise UserError(
             f"{run_dir} has {len(steps)} checkpoints, so the last {count} can't be averaged; train with a larger "
-            "--save_total_limit, or average fewer."
+            "--save_total_limit, or average fewer"
         )
     return [steps[step] for step in sorted(steps)[-count:]]
 
@@ -51,9 +51,9 @@ def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Pat
     """
     output_dir = Path(output_dir)
     if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise UserError(f"{output_dir} already exists and is not empty; give another folder for the average.")
+        raise UserError(f"{output_dir} already exists and is not empty; give another folder for the average")
     if not checkpoints:
-        raise UserError("There is nothing to average: give at least one checkpoint.")
+        raise UserError("there is nothing to average; give at least one checkpoint")
 
     sums: dict[str, torch.Tensor] = {}
     for checkpoint in checkpoints:
@@ -61,7 +61,7 @@ def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Pat
         weights = dict(model.named_parameters())
         sums = sums or {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
         if {name: sum.shape for name, sum in sums.items()} != {name: weight.shape for name, weight in weights.items()}:
-            raise UserError(f"{checkpoint} has weights of other shapes than {checkpoints[0]}; average one run's only.")
+            raise UserError(f"{checkpoint} has weights of other shapes than {checkpoints[0]}; average one run's only")
         for name, weight in weights.items():
             sums[name] += weight.detach()
 

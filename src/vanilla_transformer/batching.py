@@ -35,8 +35,8 @@ class TokenBatchSampler(Sampler[list[int]]):
         longest = max(source_lengths.max(), target_lengths.max())
         if longest > max_tokens:
             raise UserError(
-                f"A sentence has {longest} tokens, but a batch may hold {max_tokens}: raise the token budget or lower "
-                "the length limit."
+                f"a sentence has {longest} tokens, but a batch may hold {max_tokens}; raise the token budget or lower "
+                "the length limit"
             )
         self.source_lengths = source_lengths
         self.target_lengths = target_lengths

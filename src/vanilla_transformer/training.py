@@ -121,7 +121,7 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
     def get_train_dataloader(self) -> DataLoader:
         """Batches by token budget; the order follows from `data_seed` (or `seed`) and the epoch."""
         if self.train_dataset is None:
-            raise UserError("Training needs a train_dataset; this trainer was made without one.")
+            raise UserError("training needs a train_dataset; this trainer was made without one")
         dataset = self._remove_unused_columns(self.train_dataset, description="training")
         sampler = TokenBatchSampler(
             token_lengths(dataset, "input_ids"),
@@ -232,22 +232,22 @@ def checkpoint_to_resume(args: PaperTrainingArguments) -> str | None:
     if args.resume_from_checkpoint is None:
         if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
             raise UserError(
-                f"{output_dir} already exists and is not empty: give another --output_dir, or continue the run in it "
-                "with --resume_from_checkpoint."
+                f"{output_dir} already exists and is not empty; give another --output_dir, or continue the run in it "
+                "with --resume_from_checkpoint"
             )
         return None
     if args.resume_from_checkpoint == "last":
         checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
         if checkpoint is None:
             raise UserError(
-                f"There is no checkpoint in {output_dir} to resume from; leave out --resume_from_checkpoint "
-                "to start anew."
+                f"there is no checkpoint in {output_dir} to resume from; leave out --resume_from_checkpoint "
+                "to start anew"
             )
         return checkpoint
     if not Path(args.resume_from_checkpoint, "trainer_state.json").is_file():
         raise UserError(
-            f"{args.resume_from_checkpoint} is not a checkpoint: it has no trainer_state.json. Give a folder named "
-            "checkpoint-<step>."
+            f"{args.resume_from_checkpoint} is not a checkpoint: it has no trainer_state.json; give a folder named "
+            "checkpoint-<step>"
         )
     return args.resume_from_checkpoint
 

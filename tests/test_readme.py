@@ -1,0 +1,85 @@
+"""The README's commands and those of `make demo`, run as written, with training cut to a few steps."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from vanilla_transformer.data import number_pairs
+
+ROOT = Path(__file__).parents[1]
+FEW_STEPS = (
+    "--max_steps 8 --eval_steps 1 --save_steps 1 --max_train_samples 200 --max_eval_samples 2 --max_length_ratio 99"
+)
+
+
+def blocks(language: str) -> list[str]:
+    """The README's code blocks of a language; "" for those of none."""
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
+    return [text for name, text in fenced if name == language]
+
+
+def readme_commands() -> list[str]:
+    """Every command line with a script in it, lines that end in a backslash joined."""
+    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if "scripts/" in line]
+
+
+def demo_commands() -> list[str]:
+    listing = subprocess.run(
+        ["make", "--dry-run", "--always-make", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    lines = listing.stdout.replace("\\\n", " ").splitlines()
+    return [re.sub(r"^\S*/bin/python", "python", line) for line in lines if "scripts/" in line]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder like the repository's root, with numbers in the place of Multi30k."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "scripts").symlink_to(ROOT / "scripts")
+    data = folder / "data" / "multi30k"
+    data.mkdir(parents=True)
+    for name, split in (
+        ("train", "train"),
+        ("val", "validation"),
+        ("test_2016_flickr", "test"),
+        ("test_2017_flickr", "test"),
+    ):
+        pairs = number_pairs("en", "de", split, 200 if split == "train" else 4)
+        (data / f"{name}.en").write_text("".join(f"{sentence}\n" for sentence in pairs["source"]))
+        (data / f"{name}.de").write_text("".join(f"{sentence}\n" for sentence in pairs["target"]))
+    return folder
+
+
+def run(command: str, folder: Path) -> str:
+    if "scripts/train.py" in command:
+        command += f" {FEW_STEPS}"
+    command = re.sub(r"\bpython\b", sys.executable, command, count=1)
+    finished = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
+    assert finished.returncode == 0, f"{command}\n{finished.stderr[-2000:]}"
+    return finished.stdout
+
+
+def test_commands_run_as_written(folder):
+    """One test, since each command needs what the one before it made."""
+    demo, readme = demo_commands(), readme_commands()
+    assert {Path(name).name for name in re.findall(r"scripts/\w+\.py", " ".join(demo + readme))} == {
+        path.name for path in (ROOT / "scripts").glob("*.py")
+    }, "the README shows every script"
+    for command in demo + readme:
+        output = run(command, folder)
+        assert output.strip() or ">" in command or "--output_file" in command, f"{command} printed nothing"
+    for code in blocks("python"):
+        finished = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+        assert finished.returncode == 0, finished.stderr[-2000:]
+
+
+def test_every_file_that_the_readme_names_exists():
+    tree = next(block for block in blocks("") if "__init__.py" in block)
+    for name in re.findall(r"^  (\w+\.py)", tree, flags=re.MULTILINE):
+        assert (ROOT / "src" / "vanilla_transformer" / name).is_file(), name
+    named = set(re.findall(r"^  (\w+\.py)", tree, flags=re.MULTILINE))
+    assert named == {path.name for path in (ROOT / "src" / "vanilla_transformer").glob("*.py")}

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerB
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.data import TranslationCollator, encode_pairs, load_pairs, number_pairs
 from vanilla_transformer.decoding import load
-from vanilla_transformer.errors import UserError, exit_on_user_error
+from vanilla_transformer.errors import UserError, exit_on_user_error, first_line
 from vanilla_transformer.evaluation import compute_metrics_with
 from vanilla_transformer.tokenization import PreTrainedTokenizerFast, train_tokenizer
 from vanilla_transformer.training import (
@@ -113,8 +113,7 @@ def load_or_make(
         try:
             tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.tokenizer_name)
         except (OSError, ValueError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise UserError(f"can't load the tokenizer {arguments.tokenizer_name}: {reason}") from error
+            raise UserError(f"can't load the tokenizer {arguments.tokenizer_name}: {first_line(error)}") from error
     else:
         sides = (batch[side] for batch in pairs.iter(batch_size=1_000) for side in ("source", "target"))
         tokenizer = train_tokenizer(chain.from_iterable(sides), arguments.vocab_size)

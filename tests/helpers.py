@@ -32,6 +32,20 @@ def small_model(
     return randomized(VanillaTransformerForConditionalGeneration(config)).to(dtype).eval()
 
 
+def one_layer_config(tokenizer, **overrides) -> VanillaTransformerConfig:
+    """The smallest config for a tokenizer, where speed counts and not the shape."""
+    sizes = {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+    }
+    return VanillaTransformerConfig(vocab_size=len(tokenizer), **(sizes | overrides))
+
+
 def randomized(model: torch.nn.Module) -> torch.nn.Module:
     """Add noise to all parameters: zero biases and unit norms would hide that two of them are mixed up."""
     with torch.no_grad():

@@ -8,8 +8,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from helpers import one_layer_config
 
-from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration, decoding
+from vanilla_transformer import VanillaTransformerForConditionalGeneration, decoding
 from vanilla_transformer.decoding import decode, load, one_line, open_output, translate
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.tokenization import train_tokenizer
@@ -34,18 +35,9 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     torch.manual_seed(0)
-    config = VanillaTransformerConfig(
-        vocab_size=len(tokenizer),
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        dropout=0.5,
-        tie_word_embeddings=False,  # tied, an untrained model repeats one token
-    )
+    config = one_layer_config(
+        tokenizer, dropout=0.5, tie_word_embeddings=False
+    )  # tied, an untrained model repeats one token
     model = VanillaTransformerForConditionalGeneration(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import enable_progress_bars as enable_datasets_bars
+from helpers import one_layer_config
 from transformers.utils.logging import enable_progress_bar as enable_transformers_bars
 
-from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
+from vanilla_transformer import VanillaTransformerForConditionalGeneration
 from vanilla_transformer.data import number_pairs
 from vanilla_transformer.decoding import load, one_line, translate
 from vanilla_transformer.evaluation import score
@@ -32,17 +33,7 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def model(tokenizer):
     torch.manual_seed(0)
-    config = VanillaTransformerConfig(
-        vocab_size=len(tokenizer),
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        tie_word_embeddings=False,
-    )
+    config = one_layer_config(tokenizer, tie_word_embeddings=False)
     model = VanillaTransformerForConditionalGeneration(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
+from helpers import one_layer_config
 from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import (
@@ -53,17 +54,7 @@ def dataset(tokenizer) -> Dataset:
 
 def make_model(tokenizer, dropout: float = 0.0) -> VanillaTransformerForConditionalGeneration:
     torch.manual_seed(0)
-    config = VanillaTransformerConfig(
-        vocab_size=len(tokenizer),
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=32,
-        decoder_ffn_dim=32,
-        dropout=dropout,
-    )
+    config = one_layer_config(tokenizer, dropout=dropout)
     return VanillaTransformerForConditionalGeneration(config)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .decoding import load
-from .errors import UserError
+from .errors import UserError, in_use
 
 
 def last_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
@@ -50,7 +50,7 @@ def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Pat
         UserError: No checkpoints, one that does not load, two that differ in shape, or a folder that is not empty.
     """
     output_dir = Path(output_dir)
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+    if in_use(output_dir):
         raise UserError(f"{output_dir} already exists and is not empty; give another folder for the average")
     if not checkpoints:
         raise UserError("there is nothing to average; give at least one checkpoint")

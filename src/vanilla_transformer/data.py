@@ -27,7 +27,7 @@ from datasets.fingerprint import Hasher
 from num2words import CONVERTER_CLASSES
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .modeling_vanilla_transformer import shift_right
 
 PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
@@ -281,7 +281,9 @@ def _load_parquet(path: str, source_lang: str, target_lang: str) -> Dataset:
     try:
         dataset = Dataset.from_parquet(path)
     except (DatasetsError, OSError, ValueError) as error:
-        raise UserError(f"{path} can't be read as Parquet: {_first_line(error)}; check the file") from None
+        raise UserError(
+            f"{path} can't be read as Parquet: {first_line(error.__cause__ or error)}; check the file"
+        ) from None
     return _select_languages(dataset, path, source_lang, target_lang)
 
 
@@ -293,13 +295,9 @@ def _load_from_hub(
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{data} is neither a pair of files here (looked for {looked_for}) nor, with split {split!r} and "
-            f"configuration {config_name!r}, a data set that the Hub could give: {_first_line(error)}"
+            f"configuration {config_name!r}, a data set that the Hub could give: {first_line(error.__cause__ or error)}"
         ) from None
     return _select_languages(dataset, f"{data} on the Hub", source_lang, target_lang)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error.__cause__ or error).strip().split("\n")[0]
 
 
 def _select_languages(dataset: Dataset, where: str, source_lang: str, target_lang: str) -> Dataset:

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from .errors import UserError
+from .errors import UserError, first_line
 from .tokenization import PreTrainedTokenizerFast
 
 WINDOW = 4096  # sentences read ahead, so that enough of the same length come together
@@ -96,7 +96,7 @@ def load(
         tokenizer = PreTrainedTokenizerFast.from_pretrained(model_name_or_path, **options)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         place = "" if path.is_dir() else "there is no such folder, and the Hugging Face Hub gave: "
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         if "trust_remote_code" in str(error):
             reason = "it brings model code of its own; read that code and, if you trust it, set trust_remote_code"
         raise UserError(f"can't load the model {model_name_or_path}: {place}{reason}") from error
@@ -106,7 +106,7 @@ def load(
     try:
         return model.to(device).eval(), tokenizer
     except (RuntimeError, AssertionError) as error:
-        reason = str(error).strip().split("\n")[0]
+        reason = first_line(error)
         raise UserError(f"can't put the model on the device {device}: {reason}") from error
 
 

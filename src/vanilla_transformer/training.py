@@ -26,7 +26,7 @@ from transformers.trainer_utils import get_last_checkpoint
 
 from .batching import TokenBatchSampler, token_lengths
 from .decoding import translate
-from .errors import UserError
+from .errors import UserError, in_use
 
 # Section 6.1. transformers divides a hypothesis' score by length^0.6; the paper by ((5 + length) / 6)^0.6.
 PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
@@ -230,7 +230,7 @@ def checkpoint_to_resume(args: PaperTrainingArguments) -> str | None:
     """
     output_dir = Path(args.output_dir)
     if args.resume_from_checkpoint is None:
-        if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        if in_use(output_dir):
             raise UserError(
                 f"{output_dir} already exists and is not empty; give another --output_dir, or continue the run in it "
                 "with --resume_from_checkpoint"

@@ -13,10 +13,13 @@ from typing import Literal
 # scripts/evaluate.py would hide the library `evaluate`.
 sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != Path(__file__).resolve().parent]
 
+from accelerate.utils import broadcast_object_list
 from datasets import Dataset
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
+from vanilla_transformer.checkpoints import checkpoint_to_resume
+from vanilla_transformer.curves import plot_run
 from vanilla_transformer.data import TranslationCollator, encode_pairs, load_pairs, number_pairs
 from vanilla_transformer.decoding import load
 from vanilla_transformer.errors import UserError, exit_on_user_error, first_line
@@ -27,8 +30,6 @@ from vanilla_transformer.training import (
     SampleTranslations,
     SaveOnInterrupt,
     VanillaTransformerTrainer,
-    checkpoint_to_resume,
-    noam_peak,
     paper_generation_config,
 )
 
@@ -117,6 +118,7 @@ def load_or_make(
     else:
         sides = (batch[side] for batch in pairs.iter(batch_size=1_000) for side in ("source", "target"))
         tokenizer = train_tokenizer(chain.from_iterable(sides), arguments.vocab_size)
+        tokenizer = broadcast_object_list([tokenizer])[0]  # one for all processes
     config = VanillaTransformerConfig.preset(arguments.preset, vocab_size=len(tokenizer))
     if arguments.config_overrides:
         try:
@@ -137,33 +139,32 @@ def main(argv: list[str] | None = None) -> None:
         model_arguments, data_arguments, training_arguments = parser.parse_args_into_dataclasses(argv)
     except ValueError as error:  # two training arguments that do not go together
         raise UserError(str(error)) from error
-    checkpoint = checkpoint_to_resume(training_arguments)
+    with training_arguments.main_process_first():
+        checkpoint = checkpoint_to_resume(training_arguments.output_dir, training_arguments.resume_from_checkpoint)
     set_seed(training_arguments.seed)
 
-    train_pairs, validation_pairs = data_arguments.load_both()
+    def say(line: str) -> None:
+        if training_arguments.process_index == 0:
+            print(line)
+
+    with training_arguments.main_process_first():  # the others find the data in the cache
+        train_pairs, validation_pairs = data_arguments.load_both()
     model, tokenizer = load_or_make(model_arguments, checkpoint, train_pairs)
     datasets = []
     for split, pairs in (("train", train_pairs), ("validation", validation_pairs)):
-        dataset, report = encode_pairs(
-            pairs,
-            tokenizer,
-            max_source_length=data_arguments.max_source_length,
-            max_target_length=data_arguments.max_target_length,
-            max_length_ratio=data_arguments.max_length_ratio,
-            num_proc=data_arguments.preprocessing_num_workers,
-        )
-        print(f"{split}: {report}")
-        datasets.append(dataset)
-    print(f"model: {model.num_parameters():,} parameters, {len(tokenizer):,} types")
-
-    if training_arguments.learning_rate is None:
-        warmup_steps = training_arguments.get_warmup_steps(training_arguments.max_steps)
-        if warmup_steps < 1:
-            raise UserError(
-                "a post-norm Transformer diverges without warm-up, and the paper's learning rate follows from it; set "
-                "--warmup_steps to at least 1 (the paper's is 4000), or give --learning_rate yourself"
+        with training_arguments.main_process_first():
+            dataset, report = encode_pairs(
+                pairs,
+                tokenizer,
+                max_source_length=data_arguments.max_source_length,
+                max_target_length=data_arguments.max_target_length,
+                max_length_ratio=data_arguments.max_length_ratio,
+                num_proc=data_arguments.preprocessing_num_workers,
             )
-        training_arguments.learning_rate = noam_peak(model.config.d_model, warmup_steps)
+        say(f"{split}: {report}")
+        datasets.append(dataset)
+    say(f"model: {model.num_parameters():,} parameters, {len(tokenizer):,} types")
+
     interrupt = SaveOnInterrupt()
     samples = [
         (pair["source"], pair["target"]) for pair in validation_pairs.select(range(min(3, len(validation_pairs))))
@@ -178,12 +179,16 @@ def main(argv: list[str] | None = None) -> None:
         compute_metrics=compute_metrics_with(tokenizer),
         callbacks=[interrupt, SampleTranslations(tokenizer, samples)],
     )
+    batches = trainer.token_batches()
+    say(f"batches: {len(batches)} per epoch, {batches.padding:.1%} of their tokens padding")
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_world_process_zero():
+        plot_run(trainer.state.log_history, Path(training_arguments.output_dir, "training.png"))
     if interrupt.interrupted:
-        print(f"Stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint.")
+        say(f"Stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint.")
         sys.exit(130)
     trainer.save_model()
-    print(f"The model is in {training_arguments.output_dir}")
+    say(f"The model is in {training_arguments.output_dir}")
 
 
 if __name__ == "__main__":

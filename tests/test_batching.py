@@ -59,6 +59,15 @@ def test_a_batch_is_filled_before_the_next_begins():
     assert sorted(map(len, TokenBatchSampler(lengths, lengths, max_tokens=16))) == [2, 4, 4]
 
 
+@pytest.mark.parametrize("processes", [2, 3, 8])
+def test_each_process_has_as_many_batches_as_the_others(lengths, processes):
+    sampler = TokenBatchSampler(*lengths, max_tokens=BUDGET, num_processes=processes)
+    assert len(sampler) % processes == 0 and len(sampler) - len(TokenBatchSampler(*lengths, BUDGET)) < processes
+    assert sorted(np.concatenate(list(sampler))) == list(range(2_000))
+    with pytest.raises(UserError, match="2 pairs can't be shared among 3 processes"):
+        TokenBatchSampler(np.array([3, 4]), np.array([3, 4]), max_tokens=20, num_processes=3)
+
+
 def test_a_budget_below_the_longest_sentence_is_refused(lengths):
     with pytest.raises(UserError, match=r"a sentence has 44 tokens, but a batch may hold 20"):
         TokenBatchSampler(np.array([3, 44]), np.array([5, 5]), max_tokens=20)

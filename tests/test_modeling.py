@@ -8,12 +8,14 @@ import pytest
 import torch
 from helpers import PAD, SIZES, gradients, labels_of, padded, ragged_batch, random_ids, small_config, small_model
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import set_seed
 from transformers.modeling_outputs import Seq2SeqLMOutput
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils.generic import find_labels
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
+from vanilla_transformer import modeling_vanilla_transformer as modeling
 from vanilla_transformer.modeling_vanilla_transformer import shift_right, sinusoidal_positions
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -290,6 +292,107 @@ def test_the_loss_of_no_label_is_zero(smoothing):
     loss.backward()
     assert loss == 0
     assert all((grad == 0).all() for grad in gradients(model).values())
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("shape", [(1_000_003,), (100, 10, 1_000)])
+def test_dropout_sets_a_share_of_p_to_zero_and_scales_the_rest_gradients_too(p, shape):
+    x = torch.ones(shape, requires_grad=True)
+    y = modeling.dropout(x, p, training=True)
+    zeros = y == 0
+    assert abs(zeros.float().mean().item() - p) < 0.003  # six standard deviations
+    torch.testing.assert_close(y[~zeros].unique(), torch.tensor([1 / (1 - p)]))
+    (gradient,) = torch.autograd.grad(y.sum(), x)
+    assert torch.equal(gradient, y)
+    # Neighbours, which come from one random number, are independent.
+    dropped = zeros.flatten()[: shape[0] // 4 * 4].view(-1, 4).float()
+    if len(dropped) > 1_000:
+        correlation = torch.corrcoef(dropped.T) - torch.eye(4)
+        assert correlation.abs().max() < 0.015
+    assert not torch.equal(y, modeling.dropout(x, p, training=True))
+
+
+def test_dropout_is_none_in_evaluation_and_torchs_own_when_compiled():
+    x = torch.ones(1_000)
+    assert modeling.dropout(x, 0.5, training=False) is x and modeling.dropout(x, 0.0, training=True) is x
+    compiled = torch.compile(modeling.dropout, fullgraph=True, backend="eager")
+    assert 300 < (compiled(x, 0.5, training=True) == 0).sum() < 700
+
+
+@pytest.mark.parametrize("items", [None, 48, torch.tensor(48)])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("tied", [True, False])
+def test_the_training_loss_in_chunks_has_the_gradients_of_cross_entropy(monkeypatch, tied, smoothing, items):
+    """Chunks of 4 of the 12 labels: the whole ones, the loop, and the rows that are left out."""
+    monkeypatch.setattr(modeling, "LOGITS_AT_ONCE", 5 * 61)
+    model, batch = small_model(tie_word_embeddings=tied).train(), ragged_batch()
+    labels = labels_of(batch["decoder_input_ids"])
+    results = []
+    for return_logits in (True, None):
+        model.zero_grad()
+        outputs = model(
+            **batch, labels=labels, smoothing=smoothing, num_items_in_batch=items, return_logits=return_logits
+        )
+        assert (outputs.logits is not None) == bool(return_logits)
+        (3 * outputs.loss).backward()
+        results.append((outputs.loss, gradients(model)))
+    (loss, expected), (chunked_loss, chunked) = results
+    torch.testing.assert_close(chunked_loss, loss)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(chunked[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_the_training_loss_under_autocast(monkeypatch):
+    monkeypatch.setattr(modeling, "LOGITS_AT_ONCE", 5 * 61)
+    model, batch = small_model().train(), ragged_batch()
+    labels = labels_of(batch["decoder_input_ids"])
+    results = []
+    for return_logits in (True, None):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = model(**batch, labels=labels, smoothing=0.1, return_logits=return_logits).loss
+        loss.backward()
+        results.append((loss, gradients(model)))
+    (loss, expected), (chunked_loss, chunked) = results
+    torch.testing.assert_close(chunked_loss, loss, rtol=1e-2, atol=1e-2)
+    for name, gradient in expected.items():
+        if not name.endswith("k_proj.bias"):  # softmax cancels it: its gradient is rounding
+            assert (chunked[name] - gradient).norm() < 0.03 * gradient.norm(), name
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records how many elements the largest result of an operation has."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.elements = max(self.elements, result.numel())
+        return result
+
+
+def test_training_never_holds_the_logits_of_the_whole_batch(monkeypatch):
+    vocab_size, rows = 5_000, 24
+    monkeypatch.setattr(modeling, "LOGITS_AT_ONCE", 4 * vocab_size)
+    model = small_model(vocab_size=vocab_size, d_model=4, encoder_attention_heads=2).train()
+    labels = random_ids(2, rows // 2)
+    sizes = {}
+    for return_logits in (True, None):
+        with LargestTensor() as largest:
+            model(input_ids=labels, labels=labels, smoothing=0.1, return_logits=return_logits).loss.backward()
+        sizes[return_logits] = largest.elements
+    assert sizes == {True: rows * vocab_size, None: 4 * vocab_size}
+
+
+def test_an_output_layer_that_is_more_than_a_matrix_is_called():
+    """An adapter on lm_head, say: its product must not be taken from `lm_head.weight` alone."""
+    model, batch = small_model(tie_word_embeddings=False).train(), ragged_batch()
+    labels = labels_of(batch["decoder_input_ids"])
+    model.lm_head = torch.nn.Sequential(model.lm_head, torch.nn.Tanh())
+    outputs = model(**batch, labels=labels)
+    expected = F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
+    torch.testing.assert_close(outputs.loss, expected)
 
 
 def test_the_trainer_finds_one_label():

@@ -47,6 +47,8 @@ def test_interrupted_resumed_and_fine_tuned(tmp_path, data):
     first = train("--output_dir", whole, "--max_steps", "9", *data, *SMALL)
     assert "train: kept 60 of 60 pairs" in first.stdout and first.stdout.count("translation ") == 3 * 2
     assert f"The model is in {whole}" in first.stdout
+    assert "batches: " in first.stdout and "of their tokens padding" in first.stdout
+    assert Path(whole, "training.png").read_bytes().startswith(b"\x89PNG")
     assert "Warning" not in first.stderr
 
     arguments = ["--output_dir", parts, "--max_steps", "9", *data, *SMALL]

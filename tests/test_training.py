@@ -20,6 +20,7 @@ from transformers import (
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.averaging import average_checkpoints, last_checkpoints
+from vanilla_transformer.checkpoints import checkpoint_to_resume
 from vanilla_transformer.data import TranslationCollator, encode_pairs
 from vanilla_transformer.decoding import load
 from vanilla_transformer.errors import UserError
@@ -30,8 +31,8 @@ from vanilla_transformer.training import (
     SampleTranslations,
     SaveOnInterrupt,
     VanillaTransformerTrainer,
-    checkpoint_to_resume,
     noam_peak,
+    paper_arguments,
     paper_generation_config,
 )
 
@@ -120,6 +121,28 @@ def test_new_models_decode_as_in_section_6_1_unless_told_otherwise(tokenizer):
     generation_config = paper_generation_config(make_model(tokenizer))
     assert (generation_config.num_beams, generation_config.length_penalty) == (4, 0.6)
     assert generation_config.decoder_start_token_id == 0
+
+
+@pytest.mark.parametrize(
+    ("preset", "steps", "dropout", "averaged", "d_model"),
+    [("base", 100_000, 0.1, 5, 512), ("big", 300_000, 0.3, 20, 1024)],
+)
+def test_paper_arguments_are_tables_3_and_section_6_1(tmp_path, preset, steps, dropout, averaged, d_model):
+    arguments = paper_arguments(preset, str(tmp_path))
+    assert isinstance(arguments, Seq2SeqTrainingArguments)
+    assert (arguments.max_steps, arguments.save_total_limit) == (steps, averaged)
+    assert VanillaTransformerConfig.preset(preset).dropout == dropout
+    assert (arguments.adam_beta1, arguments.adam_beta2, arguments.adam_epsilon) == (0.9, 0.98, 1e-9)
+    assert (arguments.lr_scheduler_type, arguments.warmup_steps) == ("inverse_sqrt", 4_000)
+    assert arguments.learning_rate == pytest.approx((d_model * 4_000) ** -0.5)
+    assert (arguments.max_grad_norm, arguments.weight_decay, arguments.label_smoothing_factor) == (0, 0, 0.1)
+    assert arguments.per_device_train_tokens == 25_000
+
+
+def test_paper_arguments_can_be_changed(tmp_path):
+    arguments = paper_arguments("base", str(tmp_path), warmup_steps=100, gradient_accumulation_steps=4)
+    assert arguments.learning_rate == pytest.approx((512 * 100) ** -0.5)
+    assert arguments.gradient_accumulation_steps == 4
 
 
 # Loss
@@ -225,11 +248,33 @@ def test_evaluation_loss_is_the_likelihood_not_the_smoothed_loss(tmp_path, token
     """The stock trainer reports the smoothed loss, whose exponential is no perplexity."""
     model = make_model(tokenizer)
     trainer = make_trainer(model, make_arguments(tmp_path, predict_with_generate=False), tokenizer, dataset)
-    reported = trainer.evaluate(dataset.select([5]))["eval_loss"]
-    batch = trainer.data_collator([dataset[5]])
+    trainer.args.per_device_eval_batch_size = 3
+    metrics = trainer.evaluate(dataset.select(range(8)))  # batches of 3, 3 and 2 with different numbers of labels
+    batch = trainer.data_collator([dataset[i] for i in range(8)])
     with torch.no_grad():
         logits = model.eval()(**batch).logits
-    assert reported == pytest.approx(F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten()).item(), rel=1e-5)
+    expected = F.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
+    assert metrics["eval_loss"] == pytest.approx(expected.item(), rel=1e-5)
+    assert metrics["eval_perplexity"] == pytest.approx(expected.exp().item(), rel=1e-5)
+
+
+def test_the_log_has_tokens_per_second_without_padding(tmp_path, tokenizer, dataset, monkeypatch):
+    class Logs(TrainerCallback):
+        def on_log(self, args, state, control, logs, **kwargs):
+            lines.append(logs)
+
+    lines: list[dict[str, float]] = []
+    ticks = iter(range(0, 10_000, 10))
+    monkeypatch.setattr("vanilla_transformer.training.time.perf_counter", lambda: next(ticks))
+    arguments = make_arguments(tmp_path, max_steps=2, logging_steps=1)
+    trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, callbacks=[Logs()])
+    trainer.train()
+    batches = list(trainer.token_batches())[:2]
+    for line, batch in zip(lines, batches, strict=False):
+        seconds = 10
+        for name, column in (("source", "input_ids"), ("target", "labels")):
+            tokens = sum(len(dataset[i][column]) for i in batch)
+            assert line[f"{name}_tokens_per_second"] == round(tokens / seconds)
 
 
 # What stays as it was
@@ -292,7 +337,7 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, toke
     run(tmp_path / "parts", tokenizer, dataset, callbacks=[interrupt, Press(step=6)])
     assert interrupt.interrupted and signal.getsignal(signal.SIGINT) is handler
     assert "saving a checkpoint after this step" in capsys.readouterr().err
-    checkpoint = checkpoint_to_resume(make_arguments(tmp_path / "parts", resume_from_checkpoint="last"))
+    checkpoint = checkpoint_to_resume(tmp_path / "parts", "last")
     assert Path(checkpoint).name == "checkpoint-7"
 
     resumed = run(tmp_path / "parts", tokenizer, dataset, resume=checkpoint)
@@ -303,15 +348,89 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, toke
 def test_a_run_never_writes_into_another_runs_folder(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(UserError, match="already exists and is not empty; give another --output_dir"):
-        checkpoint_to_resume(make_arguments(tmp_path))
-    assert checkpoint_to_resume(make_arguments(tmp_path / "new")) is None
+        checkpoint_to_resume(tmp_path, None)
+    assert checkpoint_to_resume(tmp_path / "new", None) is None
 
 
 def test_nothing_to_resume_from_is_said_in_a_sentence(tmp_path):
-    with pytest.raises(UserError, match="there is no checkpoint in .* to resume from"):
-        checkpoint_to_resume(make_arguments(tmp_path, resume_from_checkpoint="last"))
-    with pytest.raises(UserError, match="is not a checkpoint: it has no trainer_state.json"):
-        checkpoint_to_resume(make_arguments(tmp_path, resume_from_checkpoint=str(tmp_path)))
+    with pytest.raises(UserError, match="there is no complete checkpoint in .* to resume from"):
+        checkpoint_to_resume(tmp_path, "last")
+    with pytest.raises(UserError, match="is not a complete checkpoint: it has no readable trainer_state.json"):
+        checkpoint_to_resume(tmp_path, str(tmp_path))
+
+
+def test_a_folder_that_can_not_be_written_into_is_named_before_the_first_step(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="can't write into .*file/run: Not a directory; give another --output_dir"):
+        checkpoint_to_resume(tmp_path / "file" / "run", None)
+
+
+@pytest.mark.parametrize("state", [None, '{"global_step": 12, "epo'])
+def test_a_half_written_checkpoint_is_passed_over_with_a_warning(tmp_path, tokenizer, dataset, caplog, state):
+    """A run that was killed while it wrote its last checkpoint: the Trainer's state is missing or cut off."""
+    run(tmp_path, tokenizer, dataset)
+    state_file = tmp_path / "checkpoint-12" / "trainer_state.json"
+    state_file.unlink()
+    if state is not None:
+        state_file.write_text(state)
+    assert checkpoint_to_resume(tmp_path, "last") == str(tmp_path / "checkpoint-8")
+    assert "checkpoint-12 was not written to the end and is passed over" in caplog.text
+    assert [path.name for path in last_checkpoints(tmp_path, 2)] == ["checkpoint-4", "checkpoint-8"]
+
+
+def test_a_full_disk_stops_with_a_sentence_and_the_last_checkpoint_intact(tmp_path, tokenizer, dataset, monkeypatch):
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    class DiskFills(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 8:
+                monkeypatch.setattr(torch, "save", full)
+
+    with pytest.raises(UserError, match="checkpoint of step 8 .* No space left on device; the last good .*-4; free"):
+        run(tmp_path / "parts", tokenizer, dataset, callbacks=[DiskFills()])
+    monkeypatch.undo()
+    whole = run(tmp_path / "whole", tokenizer, dataset)
+    resumed = run(tmp_path / "parts", tokenizer, dataset, resume=checkpoint_to_resume(tmp_path / "parts", "last"))
+    assert equal_weights(whole, resumed)
+
+
+class Poison(TrainerCallback):
+    """Makes one weight infinite at a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_begin(self, args, state, control, model, **kwargs):
+        if state.global_step == self.step:
+            model.model.encoder.layers[0].fc1.weight.data[0, 0] = float("inf")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(tmp_path, tokenizer, dataset):
+    with pytest.raises(UserError, match=r"the loss is nan at step 6: .* last good checkpoint is .*checkpoint-4; try"):
+        run(tmp_path, tokenizer, dataset, callbacks=[Poison(step=5)])
+    weights = load_file(tmp_path / "checkpoint-4" / "model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
+
+
+# What is refused or warned about
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(tmp_path, tokenizer, dataset):
+    config = one_layer_config(tokenizer)
+    config.vocab_size -= 1
+    model = VanillaTransformerForConditionalGeneration(config)
+    with pytest.raises(UserError, match=r"the tokenizer has 280 types, but the model's vocab_size is 279"):
+        make_trainer(model, make_arguments(tmp_path), tokenizer, dataset)
+
+
+def test_a_run_without_warm_up_is_refused_or_warned_about(tmp_path, tokenizer, dataset, caplog):
+    with pytest.raises(UserError, match="diverges without warm-up"):
+        make_trainer(
+            make_model(tokenizer), make_arguments(tmp_path, warmup_steps=0, learning_rate=None), tokenizer, dataset
+        )
+    make_trainer(make_model(tokenizer), make_arguments(tmp_path, warmup_steps=0), tokenizer, dataset)
+    assert "There is no warm-up" in caplog.text
 
 
 def test_best_model_is_loaded_without_complaint_about_tied_weights(tmp_path, tokenizer, dataset, caplog):

@@ -1,18 +1,18 @@
 """Checkpoint averaging (section 6.1: the last 5 checkpoints for base models, the last 20 for big ones)."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from .checkpoints import complete_checkpoints
 from .decoding import load
 from .errors import UserError, in_use
 
 
 def last_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
-    """The last `count` checkpoints of a run, oldest first.
+    """The last `count` complete checkpoints of a run, oldest first.
 
     Args:
         run_dir: A training run's output folder, with folders named checkpoint-<step>.
@@ -21,17 +21,13 @@ def last_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
     Raises:
         UserError: The run has fewer checkpoints, or `count` is below 1.
     """
-    steps = {
-        int(match[1]): path
-        for path in Path(run_dir).glob("*")
-        if (match := re.fullmatch(r"checkpoint-(\d+)", path.name))
-    }
-    if not 1 <= count <= len(steps):
+    checkpoints = complete_checkpoints(run_dir)
+    if not 1 <= count <= len(checkpoints):
         raise UserError(
-            f"{run_dir} has {len(steps)} checkpoints, so the last {count} can't be averaged; train with a larger "
+            f"{run_dir} has {len(checkpoints)} checkpoints, so the last {count} can't be averaged; train with a larger "
             "--save_total_limit, or average fewer"
         )
-    return [steps[step] for step in sorted(steps)[-count:]]
+    return checkpoints[-count:]
 
 
 def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Path) -> PreTrainedModel:

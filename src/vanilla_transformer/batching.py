@@ -26,24 +26,39 @@ class TokenBatchSampler(Sampler[list[int]]):
         target_lengths: The same for the targets.
         max_tokens: The budget of either side.
         seed: Seed of the shuffling.
+        num_processes: Processes that take the batches in turn. The number of batches is a multiple of it, for which
+            the largest are halved, so that each process has equally many.
 
     Raises:
-        UserError: A sentence that is longer than the budget.
+        UserError: A sentence that is longer than the budget, or fewer pairs than processes.
     """
 
-    def __init__(self, source_lengths: np.ndarray, target_lengths: np.ndarray, max_tokens: int, seed: int = 0) -> None:
+    def __init__(
+        self,
+        source_lengths: np.ndarray,
+        target_lengths: np.ndarray,
+        max_tokens: int,
+        seed: int = 0,
+        num_processes: int = 1,
+    ) -> None:
         longest = max(source_lengths.max(), target_lengths.max())
         if longest > max_tokens:
             raise UserError(
                 f"a sentence has {longest} tokens, but a batch may hold {max_tokens}; raise the token budget or lower "
                 "the length limit"
             )
+        if len(source_lengths) < num_processes:
+            raise UserError(f"{len(source_lengths)} pairs can't be shared among {num_processes} processes; use fewer")
         self.source_lengths = source_lengths
         self.target_lengths = target_lengths
         self.max_tokens = max_tokens
         self.seed = seed
         self.epoch = 0
         self.ends = self._batch_ends(self._order(np.random.default_rng(seed)))
+        while len(self.ends) % num_processes:
+            sizes = np.diff(self.ends, prepend=0)
+            largest = sizes.argmax()
+            self.ends = np.insert(self.ends, largest, self.ends[largest] - sizes[largest] // 2)
 
     def _order(self, random: np.random.Generator) -> np.ndarray:
         """Indices of the pairs by length, equals shuffled: [pairs]."""

@@ -32,6 +32,8 @@ from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 from .configuration_vanilla_transformer import VanillaTransformerConfig
 
 IGNORED_LABEL = -100
+# How many logits the training loss holds at a time: 16 MiB in float32. docs/decisions.md has the measurements.
+LOGITS_AT_ONCE = 2**22
 
 # Tensor parallelism: which linear layers are split by their outputs and which by their inputs. `*` is a layer's number.
 LAYERS_TP_PLAN = {
@@ -102,6 +104,39 @@ def position_ids_of(hidden_states: torch.Tensor, attention_mask: torch.Tensor | 
         earlier = torch.arange(seen.shape[-1], device=seen.device) <= places[:, None]
         return ((seen & earlier).sum(-1) - 1).clamp(min=0)
     return (attention_mask.long().cumsum(dim=1) - 1)[:, -length:].clamp(min=0)
+
+
+# 5.4 Regularization
+
+
+def dropout(x: torch.Tensor, p: float, training: bool) -> torch.Tensor:
+    """Set each element to zero with probability p and divide the others by 1 - p (section 5.4).
+
+    A CPU draws its random numbers on one core, whatever the number of threads, and torch's dropout takes 64 bits of
+    them for each element. 16 decide as well, with p rounded to 1/65536; a training step is a tenth shorter for it.
+    """
+    if not training or p == 0:
+        return x
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    return CPUDropout.apply(x, p)
+
+
+class CPUDropout(torch.autograd.Function):
+    """`dropout` with four 16-bit numbers from each 64-bit one."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, p: float) -> torch.Tensor:
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = (words.view(torch.int16)[: x.numel()] >= round(p * 2**16) - 2**15).view(x.shape)
+        ctx.save_for_backward(kept)
+        ctx.scale = 1 / (1 - p)
+        return (x * kept).mul_(ctx.scale)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+        (kept,) = ctx.saved_tensors
+        return grad * kept * ctx.scale, None
 
 
 # 3.2 Attention
@@ -236,11 +271,11 @@ class VanillaTransformerLayer(GradientCheckpointingLayer):
 
     def add_and_norm(self, x: torch.Tensor, sublayer_output: torch.Tensor, norm: nn.LayerNorm) -> torch.Tensor:
         """LayerNorm(x + Dropout(Sublayer(x))) (sections 3.1 and 5.4): post-norm."""
-        return norm(x + F.dropout(sublayer_output, p=self.dropout, training=self.training))
+        return norm(x + dropout(sublayer_output, p=self.dropout, training=self.training))
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         """max(0, x W_1 + b_1) W_2 + b_2, equation 2 (section 3.3)."""
-        inner = F.dropout(self.activation(self.fc1(x)), p=self.activation_dropout, training=self.training)
+        inner = dropout(self.activation(self.fc1(x)), p=self.activation_dropout, training=self.training)
         return self.fc2(inner)
 
 
@@ -360,7 +395,7 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
             position_ids_of(inputs_embeds, attention_mask, past_length), self.config.d_model
         )
         embedded = (inputs_embeds * self.embed_scale + positions).to(inputs_embeds.dtype)
-        return F.dropout(embedded, p=self.dropout, training=self.training)
+        return dropout(embedded, p=self.dropout, training=self.training)
 
 
 class VanillaTransformerEncoder(VanillaTransformerStack):
@@ -617,6 +652,7 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
         logits_to_keep: int | torch.Tensor = 0,
         smoothing: float = 0.0,
         num_items_in_batch: int | torch.Tensor | None = None,
+        return_logits: bool | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> Seq2SeqLMOutput:
         """Predict the next target token at each position.
@@ -631,6 +667,8 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
                 for the Trainer.)
             num_items_in_batch: What the loss is divided by in place of this batch's labels: the number of labels in
                 all accumulated batches.
+            return_logits: Whether to return logits beside the loss. By default not in training with labels: the loss
+                then never holds the logits of the whole batch, see `linear_cross_entropy`.
 
         Returns:
             `logits` of shape [batch, target length, vocab_size]; with labels also `loss`, the mean negative
@@ -653,10 +691,20 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             use_cache=use_cache,
             **kwargs,
         )
-        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        if return_logits is None:
+            return_logits = labels is None or not self.training
+        loss = logits = None
+        if return_logits or not self._output_layer_is_one_matrix():
+            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(outputs.last_hidden_state[:, kept])
+            if labels is not None:
+                loss = cross_entropy(logits, labels, smoothing, num_items_in_batch)
+        else:
+            loss = linear_cross_entropy(
+                outputs.last_hidden_state, self.lm_head.weight, labels, smoothing, num_items_in_batch
+            )
         return Seq2SeqLMOutput(
-            loss=cross_entropy(logits, labels, smoothing, num_items_in_batch) if labels is not None else None,
+            loss=loss,
             logits=logits,
             past_key_values=outputs.past_key_values,
             decoder_hidden_states=outputs.decoder_hidden_states,
@@ -666,6 +714,10 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
+
+    def _output_layer_is_one_matrix(self) -> bool:
+        """Whether logits are a plain product: no adapter, quantization or bias, and not split over devices."""
+        return type(self.lm_head) is nn.Linear and self.lm_head.bias is None and self.tp_size is None
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """The decoder's input for these labels, both [batch, target length]; transformers' collators call this."""
@@ -716,11 +768,102 @@ def cross_entropy(
         label_smoothing=smoothing,
         reduction="sum",
     )
+    return total / divisor_of(labels, num_items_in_batch)
+
+
+def divisor_of(labels: torch.Tensor, num_items_in_batch: int | torch.Tensor | None) -> int | torch.Tensor:
+    """What a sum over the labels [batch, length] is divided by: `num_items_in_batch`, or how many are not ignored."""
     if num_items_in_batch is None:
-        num_items_in_batch = (labels != IGNORED_LABEL).sum().clamp(min=1)
-    if isinstance(num_items_in_batch, torch.Tensor):
-        num_items_in_batch = num_items_in_batch.to(total.device)
-    return total / num_items_in_batch
+        return (labels != IGNORED_LABEL).sum().clamp(min=1)
+    return num_items_in_batch.to(labels.device) if isinstance(num_items_in_batch, torch.Tensor) else num_items_in_batch
+
+
+def linear_cross_entropy(
+    hidden_states: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    smoothing: float = 0.0,
+    num_items_in_batch: int | torch.Tensor | None = None,
+) -> torch.Tensor:
+    """`cross_entropy(hidden_states @ weight.T, ...)` and its gradients, without the logits of a whole batch.
+
+    Args:
+        hidden_states: The decoder's output, [batch, length, d_model].
+        weight: The output layer's matrix, [vocab_size, d_model].
+        labels: As in `cross_entropy`, like the rest.
+
+    Returns:
+        A float32 scalar, in nats per label; 0 where all labels are ignored.
+    """
+    device_type = hidden_states.device.type
+    if torch.is_autocast_enabled(device_type):
+        dtype = torch.get_autocast_dtype(device_type)
+        hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
+    labels = labels.to(hidden_states.device)
+    divisor = divisor_of(labels, num_items_in_batch)
+    if torch.compiler.is_compiling():  # where shapes must not depend on values
+        hidden_states, labels = hidden_states.flatten(0, 1), labels.flatten()
+    else:
+        is_label = labels != IGNORED_LABEL
+        hidden_states, labels = hidden_states[is_label], labels[is_label]
+    return LinearCrossEntropy.apply(hidden_states, weight, labels, smoothing) / divisor
+
+
+class LinearCrossEntropy(torch.autograd.Function):
+    """The sum behind `linear_cross_entropy`: as many rows at a time as make `LOGITS_AT_ONCE` logits.
+
+    The gradient of the logits is softmax(logits) less the target distribution. It is known with the loss, so it is
+    multiplied on at once, in the logits' own memory, and the logits need be neither kept nor computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        hidden_states: torch.Tensor,  # [rows, d_model]
+        weight: torch.Tensor,  # [vocab_size, d_model]
+        labels: torch.Tensor,  # [rows]
+        smoothing: float,
+    ) -> torch.Tensor:
+        vocab_size = weight.shape[0]
+        sum_dtype = torch.promote_types(hidden_states.dtype, torch.float32)
+        total = torch.zeros((), dtype=sum_dtype, device=hidden_states.device)
+        grad_hidden_states = torch.empty_like(hidden_states) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
+
+        rows_at_once = max(1, LOGITS_AT_ONCE // vocab_size)
+        for start in range(0, hidden_states.shape[0], rows_at_once):
+            rows = slice(start, start + rows_at_once)
+            hidden = hidden_states[rows]
+            is_label = (labels[rows] != IGNORED_LABEL)[:, None]  # [rows, 1]
+            chosen = labels[rows, None].clamp(min=0)  # [rows, 1]
+
+            log_probs = F.log_softmax(hidden @ weight.t(), dim=-1, dtype=sum_dtype)  # [rows, vocab_size]
+            log_likelihood = (1 - smoothing) * log_probs.gather(1, chosen)
+            if smoothing:
+                log_likelihood += smoothing * log_probs.mean(dim=1, keepdim=True)
+            total -= (log_likelihood * is_label).sum()
+
+            grad_logits = log_probs.exp_()
+            if smoothing:
+                grad_logits -= smoothing / vocab_size
+            grad_logits.scatter_add_(1, chosen, torch.full_like(log_likelihood, smoothing - 1))
+            grad_logits = grad_logits.to(hidden.dtype)
+            if grad_hidden_states is not None:
+                grad_hidden_states[rows] = grad_logits @ weight * is_label
+            if grad_weight is not None:
+                grad_weight += grad_logits.t() @ (hidden * is_label)
+
+        ctx.save_for_backward(grad_hidden_states, None if grad_weight is None else grad_weight.to(weight.dtype))
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        return (
+            *((saved * grad).to(saved.dtype) if saved is not None else None for saved in ctx.saved_tensors),
+            None,
+            None,
+        )
 
 
 __all__ = [

@@ -1,15 +1,19 @@
 """Training as in section 5 of the paper, in the terms of transformers' Seq2SeqTrainer."""
 
+import logging
+import math
 import signal
 import sys
+import time
 from copy import deepcopy
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import (
     GenerationConfig,
@@ -22,11 +26,17 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_utils import EvalLoopOutput
 
 from .batching import TokenBatchSampler, token_lengths
+from .checkpoints import complete_checkpoints
+from .configuration_vanilla_transformer import VanillaTransformerConfig
 from .decoding import translate
-from .errors import UserError, in_use
+from .errors import UserError, first_line
+from .modeling_vanilla_transformer import IGNORED_LABEL
+
+logger = logging.getLogger(__name__)
 
 # Section 6.1. transformers divides a hypothesis' score by length^0.6; the paper by ((5 + length) / 6)^0.6.
 PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
@@ -92,6 +102,9 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
     generation_num_beams: int | None = field(default=1, metadata={"help": "Beam size of validation; 1 is greedy."})
     per_device_eval_batch_size: int = field(default=64, metadata={"help": "Sentences per batch in validation."})
     logging_steps: float = field(default=100, metadata={"help": "Steps from one line of the log to the next."})
+    logging_nan_inf_filter: bool = field(
+        default=False, metadata={"help": "Whether the log leaves out losses that are not finite; such a loss stops."}
+    )
     report_to: str | None = field(default="none", metadata={"help": "tensorboard, wandb, ...; or none."})
 
     def __post_init__(self) -> None:
@@ -107,46 +120,162 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
     - Training batches are those of `TokenBatchSampler`.
     - The model smooths the labels itself, in training only: the loss is the same however a batch is split for
       gradient accumulation, and `eval_loss` is the negative log-likelihood.
+    - The log has source and target tokens per second, and `eval_perplexity`; `eval_loss` is the mean over all labels
+      and not over the batches' means.
+    - A loss that is not finite and a checkpoint that can't be written stop the run with a sentence.
     - `model.generation_config` and `config.use_cache` stay as they were, so that a saved model keeps both.
+
+    Raises:
+        UserError: A tokenizer with more types than the model has.
     """
 
     args: PaperTrainingArguments
 
     def __init__(self, model: PreTrainedModel, args: PaperTrainingArguments, **kwargs: Any) -> None:
+        tokenizer = kwargs.get("processing_class")
+        if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} types, but the model's vocab_size is {model.config.vocab_size}; "
+                "use the model's own tokenizer, or model.resize_token_embeddings"
+            )
+        warmup_steps = args.get_warmup_steps(args.max_steps)
+        if args.learning_rate is None and warmup_steps < 1:
+            raise UserError(
+                "a post-norm Transformer diverges without warm-up, and the paper's learning rate follows from it; set "
+                "warmup_steps to at least 1 (the paper's is 4000), or give learning_rate yourself"
+            )
+        if args.learning_rate is None:
+            args.learning_rate = noam_peak(model.config.d_model, warmup_steps)
+        elif warmup_steps < 1:
+            logger.warning("There is no warm-up (warmup_steps is 0): a new post-norm Transformer is likely to diverge.")
         use_cache = model.config.use_cache
         super().__init__(model=model, args=args, **kwargs)
         model.config.use_cache = use_cache
         self.label_smoother = None
+        if not args.disable_tqdm:
+            self.remove_callback(ProgressCallback)
+            self.add_callback(LossOnProgressBar)
+        # Since the last line of the log: source and target tokens on this process, and when that was.
+        self._tokens = torch.zeros(2, dtype=torch.long, device=args.device)
+        self._clock = time.perf_counter()
+        # In the evaluation that runs: negative log-likelihood and labels, of all processes.
+        self._likelihood = torch.zeros(2, dtype=torch.float64)
 
-    def get_train_dataloader(self) -> DataLoader:
-        """Batches by token budget; the order follows from `data_seed` (or `seed`) and the epoch."""
+    def token_batches(self) -> TokenBatchSampler:
+        """The plan of all processes' batches; it follows from `data_seed` (or `seed`) and the epoch.
+
+        Raises:
+            UserError: No training data, or a sentence over the budget.
+        """
         if self.train_dataset is None:
             raise UserError("training needs a train_dataset; this trainer was made without one")
-        dataset = self._remove_unused_columns(self.train_dataset, description="training")
-        sampler = TokenBatchSampler(
-            token_lengths(dataset, "input_ids"),
-            token_lengths(dataset, "labels"),
+        return TokenBatchSampler(
+            token_lengths(self.train_dataset, "input_ids"),
+            token_lengths(self.train_dataset, "labels"),
             max_tokens=self.args.per_device_train_tokens,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-        )
-        return self.accelerator.prepare(
-            DataLoader(
-                dataset,
-                batch_sampler=sampler,
-                collate_fn=self.data_collator,
-                num_workers=self.args.dataloader_num_workers,
-                pin_memory=self.args.dataloader_pin_memory,
-                persistent_workers=self.args.dataloader_persistent_workers,
-            )
+            num_processes=self.accelerator.num_processes,
         )
 
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches by token budget, each process's share of `token_batches`."""
+        loader = DataLoader(
+            self._remove_unused_columns(self.train_dataset, description="training"),
+            batch_sampler=self.token_batches(),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+            persistent_workers=self.args.dataloader_persistent_workers,
+        )
+        # accelerate evens batches out by their size, which ours do not have in common; the sampler's number is even.
+        dataloader_config = self.accelerator.dataloader_config
+        even_batches, dataloader_config.even_batches = dataloader_config.even_batches, False
+        try:
+            return self.accelerator.prepare(loader)
+        finally:
+            dataloader_config.even_batches = even_batches
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """The stock training, with the clock of tokens per second started."""
+        self._clock = time.perf_counter()
+        return super().train(*args, **kwargs)
+
+    def training_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
+        """The stock step; counts tokens, and stops where the loss is not finite.
+
+        Raises:
+            UserError: The loss is infinite or not a number.
+        """
+        labels = inputs["labels"]
+        self._tokens += torch.stack([inputs["attention_mask"].sum(), (labels != IGNORED_LABEL).sum()]).to(
+            self._tokens.device
+        )
+        loss = super().training_step(model, inputs, *args)
+        if not loss.isfinite():
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1}: the run stops before it updates the "
+                f"weights; {self._last_good_checkpoint()}; try a lower learning_rate or more warmup_steps"
+            )
+        return loss
+
+    def _last_good_checkpoint(self) -> str:
+        """Where to go on from, as a clause for an error."""
+        checkpoints = complete_checkpoints(self.args.output_dir)
+        return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved before"
+
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The model's own loss, with label smoothing (section 5.4) in training."""
+        """The model's own loss, with label smoothing (section 5.4) in training; in evaluation it is also summed up."""
         if model.training:
             inputs = inputs | {"smoothing": self.args.label_smoothing_factor}
-        return super().compute_loss(model, inputs, *args, **kwargs)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
+        losses = F.cross_entropy(outputs["logits"].transpose(1, 2).float(), labels, reduction="none")
+        sums = torch.stack([losses.sum(1), (labels != IGNORED_LABEL).sum(1).to(losses.dtype)], dim=1)
+        self._likelihood += self.accelerator.gather_for_metrics(sums).double().sum(0).cpu()  # [sentences, 2] to [2]
+        return (loss, outputs) if return_outputs else loss
+
+    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
+        """The stock evaluation, with the loss per label, not per batch, and its perplexity."""
+        self._likelihood.zero_()
+        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
+        if self._likelihood[1]:
+            loss = (self._likelihood[0] / self._likelihood[1]).item()
+            output.metrics[f"{metric_key_prefix}_loss"] = loss
+            output.metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700))  # exp(710) overflows
+        return output
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """The stock evaluation, with the clock of tokens per second stopped."""
+        start = time.perf_counter()
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._clock += time.perf_counter() - start
+
+    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
+        """The stock checkpoint, with the clock stopped and a sentence where it can't be written.
+
+        Raises:
+            UserError: The disk is full or the folder can't be written into.
+        """
+        start = time.perf_counter()
+        try:
+            super()._save_checkpoint(*args, **kwargs)
+        except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save, of the optimizer
+            raise UserError(
+                f"can't write the checkpoint of step {self.state.global_step} into {self.args.output_dir}: "
+                f"{first_line(error)}; {self._last_good_checkpoint()}; free some space and continue with "
+                "--resume_from_checkpoint"
+            ) from error
+        finally:
+            self._clock += time.perf_counter() - start
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """The stock step, without what it leaves in the generation config: a `max_length` of 20 among others."""
@@ -157,8 +286,18 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
             self.model.generation_config = generation_config
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The stock log, without samples per second: it counts `per_device_train_batch_size` sentences per batch."""
+        """The stock log, with tokens per second, padding not counted.
+
+        Samples per second are left out: they count `per_device_train_batch_size` sentences per batch.
+        """
         logs.pop("train_samples_per_second", None)
+        if "loss" in logs:
+            now = time.perf_counter()
+            source, target = self.accelerator.gather(self._tokens[None]).sum(0).tolist()
+            logs["source_tokens_per_second"] = round(source / (now - self._clock))
+            logs["target_tokens_per_second"] = round(target / (now - self._clock))
+            self._tokens.zero_()
+            self._clock = now
         super().log(logs, *args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -195,6 +334,22 @@ class SaveOnInterrupt(TrainerCallback):
         signal.signal(signal.SIGINT, self._previous)
 
 
+class LossOnProgressBar(ProgressCallback):
+    """The stock progress bar, with the last loss and the target tokens per second on it."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().on_log(args, state, control, logs=logs, **kwargs)
+        if self.training_bar is not None and "loss" in logs:
+            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=logs["target_tokens_per_second"])
+
+
 class SampleTranslations(TrainerCallback):
     """Prints translations of a few validation sentences after each validation.
 
@@ -222,34 +377,34 @@ class SampleTranslations(TrainerCallback):
             print(f"  source      {source}\n  reference   {reference}\n  translation {translation}\n")
 
 
-def checkpoint_to_resume(args: PaperTrainingArguments) -> str | None:
-    """The folder of the checkpoint that training continues from, or None for a new run.
+# Steps in all (table 3), and how many of the last checkpoints the paper averages (section 6.1). "tiny" is not in the
+# paper: its figures are those of Wu et al. 2021 for Multi30k, in 8,192-token batches of source and target together.
+RECIPES = {
+    "tiny": {"max_steps": 8_000, "save_total_limit": 10, "per_device_train_tokens": 4_096, "warmup_steps": 2_000},
+    "base": {"max_steps": 100_000, "save_total_limit": 5},
+    "big": {"max_steps": 300_000, "save_total_limit": 20},
+}
+
+
+def paper_arguments(preset: str, output_dir: str, **overrides: Any) -> PaperTrainingArguments:
+    """The paper's training of a preset (section 5), its learning rate worked out and its checkpoints kept to average.
+
+    The rest of the recipe, the size's dropout (table 3), is in `VanillaTransformerConfig.preset`.
+
+    Args:
+        preset: "base" or "big", or "tiny".
+        output_dir: The run's folder.
+        **overrides: Any other argument of `PaperTrainingArguments`, or another value for one.
 
     Raises:
-        UserError: A new run into a folder that is not empty, or no checkpoint to resume from.
+        ValueError: There is no such preset.
     """
-    output_dir = Path(args.output_dir)
-    if args.resume_from_checkpoint is None:
-        if in_use(output_dir):
-            raise UserError(
-                f"{output_dir} already exists and is not empty; give another --output_dir, or continue the run in it "
-                "with --resume_from_checkpoint"
-            )
-        return None
-    if args.resume_from_checkpoint == "last":
-        checkpoint = get_last_checkpoint(output_dir) if output_dir.is_dir() else None
-        if checkpoint is None:
-            raise UserError(
-                f"there is no checkpoint in {output_dir} to resume from; leave out --resume_from_checkpoint "
-                "to start anew"
-            )
-        return checkpoint
-    if not Path(args.resume_from_checkpoint, "trainer_state.json").is_file():
-        raise UserError(
-            f"{args.resume_from_checkpoint} is not a checkpoint: it has no trainer_state.json; give a folder named "
-            "checkpoint-<step>"
-        )
-    return args.resume_from_checkpoint
+    d_model = VanillaTransformerConfig.preset(preset).d_model
+    settings = RECIPES[preset] | {"load_best_model_at_end": False} | overrides
+    arguments = PaperTrainingArguments(output_dir=output_dir, **settings)
+    if arguments.learning_rate is None:
+        arguments.learning_rate = noam_peak(d_model, arguments.get_warmup_steps(arguments.max_steps))
+    return arguments
 
 
 def paper_generation_config(model: PreTrainedModel) -> GenerationConfig:

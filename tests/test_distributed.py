@@ -1,0 +1,61 @@
+"""Training in two processes gives the weights of one, from the command line as a user would start it."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from vanilla_transformer.averaging import average_checkpoints, last_checkpoints
+
+SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
+# Dropout would draw other numbers in two processes than in one. The paper's epsilon of 1e-9 lets Adam blow up the rounding
+# of gradients that are all but zero.
+ARGUMENTS = (
+    "--preset tiny --config_overrides d_model=16,encoder_layers=1,decoder_layers=1,dropout=0 --vocab_size 300 "
+    "--max_train_samples 200 --max_eval_samples 3 --max_length_ratio 99 --warmup_steps 10 "
+    "--per_device_train_tokens 200 --max_steps 4 --eval_steps 2 --save_steps 2 --save_total_limit 9 --logging_steps 1 "
+    "--adam_epsilon 1e-3 --use_cpu --disable_tqdm True"
+).split()
+# `accelerate launch` starts several processes on GPUs in this way; on CPUs it asks for MPI.
+TWO = "-m torch.distributed.run --standalone --nproc_per_node 2"
+
+
+def train(output_dir: Path, *arguments: str, processes: int = 1) -> str:
+    launcher = TWO.split() if processes == 2 else []
+    command = [sys.executable, *launcher, SCRIPT, "--output_dir", str(output_dir), *ARGUMENTS, *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return finished.stdout
+
+
+def assert_equal_weights(one: Path, other: Path) -> None:
+    expected, weights = (load_file(folder / "model.safetensors") for folder in (one, other))
+    for name, weight in expected.items():
+        torch.testing.assert_close(weights[name], weight, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> Path:
+    """Two accumulated batches per step: the batches that two processes take at once."""
+    folder = tmp_path_factory.mktemp("one") / "run"
+    train(folder, "--gradient_accumulation_steps", "2")
+    return folder
+
+
+def test_two_processes_train_as_one_and_resume(tmp_path, one_process):
+    output = train(tmp_path / "two", processes=2)
+    assert output.count("model: ") == 1 and output.count("translation ") == 3 * 2
+    assert_equal_weights(one_process / "checkpoint-2", tmp_path / "two" / "checkpoint-2")
+    assert_equal_weights(one_process / "checkpoint-4", tmp_path / "two" / "checkpoint-4")
+
+    shutil.copytree(tmp_path / "two" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    train(tmp_path / "resumed", "--resume_from_checkpoint", processes=2)
+    assert_equal_weights(one_process / "checkpoint-4", tmp_path / "resumed" / "checkpoint-4")
+
+    for name, folder in (("one", one_process), ("two", tmp_path / "resumed")):
+        average_checkpoints(last_checkpoints(folder, 2), tmp_path / f"average-{name}")
+    assert_equal_weights(tmp_path / "average-one", tmp_path / "average-two")

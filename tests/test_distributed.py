@@ -12,8 +12,8 @@ from safetensors.torch import load_file
 from vanilla_transformer.averaging import average_checkpoints, last_checkpoints
 
 SCRIPT = str(Path(__file__).parents[1] / "scripts" / "train.py")
-# Dropout would draw other numbers in two processes than in one. The paper's epsilon of 1e-9 lets Adam blow up the rounding
-# of gradients that are all but zero.
+# Dropout would draw other numbers in two processes than in one. With the paper's epsilon of 1e-9 Adam would blow up the
+# rounding of gradients that are all but zero.
 ARGUMENTS = (
     "--preset tiny --config_overrides d_model=16,encoder_layers=1,decoder_layers=1,dropout=0 --vocab_size 300 "
     "--max_train_samples 200 --max_eval_samples 3 --max_length_ratio 99 --warmup_steps 10 "

@@ -17,7 +17,7 @@ def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
     loss_axis = figure.subplots()
     bleu_axis = loss_axis.twinx()
     curves = (
-        ("loss", "training loss (smoothed)", loss_axis, "C0", "-"),
+        ("loss", "training loss", loss_axis, "C0", "-"),
         ("eval_loss", "validation loss", loss_axis, "C1", "o-"),
         ("eval_bleu", "validation BLEU", bleu_axis, "C2", "o-"),
     )

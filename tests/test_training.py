@@ -143,6 +143,8 @@ def test_paper_arguments_can_be_changed(tmp_path):
     arguments = paper_arguments("base", str(tmp_path), warmup_steps=100, gradient_accumulation_steps=4)
     assert arguments.learning_rate == pytest.approx((512 * 100) ** -0.5)
     assert arguments.gradient_accumulation_steps == 4
+    with pytest.raises(UserError, match="diverges without warm-up"):
+        paper_arguments("base", str(tmp_path), warmup_steps=0)
 
 
 # Loss

@@ -24,6 +24,7 @@ import sacrebleu
 import torch
 import transformers
 from datasets import Dataset, disable_progress_bars
+from sacrebleu.metrics import BLEU
 from tqdm import tqdm
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
@@ -60,6 +61,13 @@ class EvaluateArguments:
     references_file: str | None = field(default=None, metadata={"help": "What they should be, plain or .gz."})
     output_file: str | None = field(
         default=None, metadata={"help": "Where to keep the model's translations, a new file."}
+    )
+    bleu_tokenize: str = field(
+        default="13a",
+        metadata={
+            "choices": list(BLEU.TOKENIZERS),
+            "help": "BLEU's tokenizer; none for text that is tokenized already.",
+        },
     )
     json: bool = field(default=False, metadata={"help": "Print one JSON object, with all there is to report."})
 
@@ -118,7 +126,7 @@ def evaluate_model(arguments: EvaluateArguments, decoding: DecodingArguments) ->
 
     defaults = model.generation_config
     return {
-        **score(hypotheses, list(pairs["target"])),
+        **score(hypotheses, list(pairs["target"]), bleu_tokenize=arguments.bleu_tokenize),
         "model": arguments.model_name_or_path,
         "data": data,
         "num_beams": decoding.num_beams or defaults.num_beams or 1,
@@ -137,7 +145,11 @@ def evaluate_files(arguments: EvaluateArguments) -> dict:
             f"{arguments.predictions_file} has {len(hypotheses):,} lines but {arguments.references_file} has "
             f"{len(references):,}; line n of one must translate line n of the other"
         )
-    scores = score(hypotheses[: arguments.max_predict_samples], references[: arguments.max_predict_samples])
+    scores = score(
+        hypotheses[: arguments.max_predict_samples],
+        references[: arguments.max_predict_samples],
+        bleu_tokenize=arguments.bleu_tokenize,
+    )
     return {**scores, "predictions": arguments.predictions_file, "references": arguments.references_file}
 
 

@@ -53,6 +53,13 @@ def test_exact_match_is_a_percentage_of_sentences():
     assert score(["A dog."], ["a dog."])["exact_match"] == 0
 
 
+def test_text_that_is_tokenized_already_is_scored_as_it_is():
+    tokens = ["ein rotes auto &apos;s ist da"], ["ein rotes auto &apos;s ist da"]
+    scores = score(*tokens, bleu_tokenize="none")
+    assert "|tok:none|" in scores["bleu_signature"] and scores["reference_length"] == 6
+    assert score(*tokens)["reference_length"] > 6
+
+
 def test_scores_carry_signatures_and_are_json():
     scores = json.loads(json.dumps(score(HYPOTHESES, REFERENCES)))
     assert scores["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")

@@ -14,6 +14,10 @@ FEW_STEPS = (
     "--max_steps 8 --eval_steps 1 --save_steps 1 --max_train_samples 200 --max_eval_samples 2 --max_length_ratio 99"
 )
 
+SMALL_BENCHMARK = (
+    "--presets tiny --vocab_size 300 --tokens 256 --batches 1 --rounds 1 --pipeline_steps 1 --parts steps pipelines"
+)
+
 
 def blocks(language: str) -> list[str]:
     """The README's code blocks of a language; "" for those of none."""
@@ -51,12 +55,20 @@ def folder(tmp_path_factory) -> Path:
         pairs = number_pairs("en", "de", split, 200 if split == "train" else 4)
         (data / f"{name}.en").write_text("".join(f"{sentence}\n" for sentence in pairs["source"]))
         (data / f"{name}.de").write_text("".join(f"{sentence}\n" for sentence in pairs["target"]))
+    segmented = folder / "data" / "multi30k-bpe"
+    segmented.mkdir()
+    (segmented / "code").write_text("#version: 0.2\ne i\nei n</w>\n")
+    for name, source in (("train", "train"), ("valid", "val"), ("test.2016", "test_2016_flickr")):
+        for lang in ("en", "de"):
+            (segmented / f"{name}.{lang}").write_text((data / f"{source}.{lang}").read_text())
     return folder
 
 
 def run(command: str, folder: Path) -> str:
-    if "scripts/train.py" in command:
+    if "scripts/train.py" in command or "scripts/reproduce_multi30k.py" in command:
         command += f" {FEW_STEPS}"
+    if "scripts/benchmark_training.py" in command:
+        command += f" {SMALL_BENCHMARK}"
     command = re.sub(r"\bpython\b", sys.executable, command, count=1)
     finished = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
     assert finished.returncode == 0, f"{command}\n{finished.stderr[-2000:]}"

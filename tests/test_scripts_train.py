@@ -41,24 +41,55 @@ def train(*arguments: str, expect: int = 0) -> subprocess.CompletedProcess[str]:
     return finished
 
 
-def test_interrupted_resumed_and_fine_tuned(tmp_path, data):
-    """The uninterrupted run of test_training.py, at the level of signals and processes."""
-    whole, parts = str(tmp_path / "whole"), str(tmp_path / "parts")
-    first = train("--output_dir", whole, "--max_steps", "9", *data, *SMALL)
-    assert "train: kept 60 of 60 pairs" in first.stdout and first.stdout.count("translation ") == 3 * 2
-    assert f"The model is in {whole}" in first.stdout
-    assert "batches: " in first.stdout and "of their tokens padding" in first.stdout
-    assert Path(whole, "training.png").read_bytes().startswith(b"\x89PNG")
-    assert "Warning" not in first.stderr
-
-    arguments = ["--output_dir", parts, "--max_steps", "9", *data, *SMALL]
-    process = subprocess.Popen(
+def start(*arguments: str) -> subprocess.Popen[str]:
+    """Training that goes on while its output is read."""
+    return subprocess.Popen(
         [sys.executable, "-u", SCRIPT, *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
     )
+
+
+def equal_weights(one: str, other: str) -> bool:
+    """Whether the ninth checkpoints of two runs are the same, bit for bit."""
+    weights, others = (load_file(Path(run, "checkpoint-9", "model.safetensors")) for run in (one, other))
+    return weights.keys() == others.keys() and all((weights[name] == others[name]).all() for name in weights)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, data) -> str:
+    """The folder of a run of 9 steps that nothing has interrupted."""
+    folder = str(tmp_path_factory.mktemp("whole") / "run")
+    first = train("--output_dir", folder, "--max_steps", "9", *data, *SMALL)
+    assert "train: kept 60 of 60 pairs" in first.stdout and first.stdout.count("translation ") == 3 * 2
+    assert f"The model is in {folder}" in first.stdout
+    assert "batches: " in first.stdout and "of their tokens padding" in first.stdout
+    assert Path(folder, "training.png").read_bytes().startswith(b"\x89PNG")
+    assert "Warning" not in first.stderr
+    return folder
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, data, whole):
+    """SIGKILL after step 5, two steps after the last checkpoint."""
+    arguments = ["--output_dir", str(tmp_path / "run"), "--max_steps", "9", *data, *SMALL]
+    process = start(*arguments)
+    steps = 0
+    for line in process.stdout:
+        steps += "'loss'" in line
+        if steps == 5:
+            process.kill()
+    assert process.wait() == -signal.SIGKILL
+    train(*arguments, "--resume_from_checkpoint")
+    assert equal_weights(whole, str(tmp_path / "run"))
+
+
+def test_interrupted_resumed_and_fine_tuned(tmp_path, data, whole):
+    """The uninterrupted run of test_training.py, at the level of signals and processes."""
+    parts = str(tmp_path / "parts")
+    arguments = ["--output_dir", parts, "--max_steps", "9", *data, *SMALL]
+    process = start(*arguments)
     output = ""
     for line in process.stdout:
         output += line
@@ -70,11 +101,7 @@ def test_interrupted_resumed_and_fine_tuned(tmp_path, data):
 
     resumed = train(*arguments, "--resume_from_checkpoint")
     assert "missing keys" not in resumed.stderr
-    one, other = (
-        load_file(Path(whole, "checkpoint-9", "model.safetensors")),
-        load_file(Path(parts, "checkpoint-9", "model.safetensors")),
-    )
-    assert all((one[name] == other[name]).all() for name in one)
+    assert equal_weights(whole, parts)
 
     tuned = str(tmp_path / "tuned")
     train("--output_dir", tuned, "--model_name_or_path", whole, "--max_steps", "3", *data, *SMALL)

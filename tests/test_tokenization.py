@@ -7,7 +7,12 @@ import transformers
 from transformers import AutoTokenizer
 
 from vanilla_transformer.errors import UserError
-from vanilla_transformer.tokenization import _HARD_STRINGS, PreTrainedTokenizerFast, train_tokenizer
+from vanilla_transformer.tokenization import (
+    _HARD_STRINGS,
+    PreTrainedTokenizerFast,
+    subword_nmt_tokenizer,
+    train_tokenizer,
+)
 
 CORPUS = [
     "Two young men are talking about the weather.",
@@ -135,3 +140,33 @@ def test_too_small_a_vocabulary_is_refused():
 def test_a_corpus_without_text_is_refused(texts):
     with pytest.raises(UserError, match="there is no text to train a tokenizer on"):
         train_tokenizer(texts, 1000)
+
+
+# subword-nmt's merges
+
+CODES = ["#version: 0.2", "l o", "lo w</w>", "e r</w>", "n e"]
+
+
+def test_subword_nmt_codes_split_words_as_subword_nmt_does():
+    tokenizer = subword_nmt_tokenizer(CODES, ["low lower newer"])
+    # What `subword-nmt apply-bpe` prints for "low lower newer": low lo@@ w@@ er ne@@ w@@ er.
+    assert tokenizer.tokenize("low lower newer") == ["low</w>", "lo", "w", "er</w>", "ne", "w", "er</w>"]
+    ids = tokenizer("low  lower newer")["input_ids"]
+    assert ids[-1] == tokenizer.eos_token_id and tokenizer.unk_token_id not in ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "low lower newer"
+    assert tokenizer.unk_token_id in tokenizer("löw")["input_ids"]
+
+
+def test_subword_nmt_tokenizer_is_saved_and_loaded(tmp_path):
+    tokenizer = subword_nmt_tokenizer(CODES, ["low lower newer"])
+    tokenizer.save_pretrained(tmp_path)
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert loaded("lower newer low").input_ids == tokenizer("lower newer low").input_ids
+    assert loaded.decode(loaded("lower low").input_ids, skip_special_tokens=True) == "lower low"
+
+
+def test_codes_that_can_not_be_are_refused():
+    with pytest.raises(UserError, match="the codes' line 2 is 'lo'"):
+        subword_nmt_tokenizer(["#version: 0.2", "lo"], ["low"])
+    with pytest.raises(UserError, match="no text"):
+        subword_nmt_tokenizer(CODES, [" "])

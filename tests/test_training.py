@@ -272,8 +272,9 @@ def test_the_log_has_tokens_per_second_without_padding(tmp_path, tokenizer, data
     trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, callbacks=[Logs()])
     trainer.train()
     batches = list(trainer.token_batches())[:2]
-    for line, batch in zip(lines, batches, strict=False):
+    for number, (line, batch) in enumerate(zip(lines, batches, strict=False), start=1):
         seconds = 10
+        assert line["minutes"] == pytest.approx(number * seconds / 60, abs=1e-3)
         for name, column in (("source", "input_ids"), ("target", "labels")):
             tokens = sum(len(dataset[i][column]) for i in batch)
             assert line[f"{name}_tokens_per_second"] == round(tokens / seconds)

@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 
 def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
-    """Draw loss and BLEU against steps, as a PNG.
+    """Draw loss and BLEU against steps, with the minutes on top where the log has them, as a PNG.
 
     Args:
         log_history: The lines of a Trainer's log, `trainer.state.log_history`.
@@ -27,5 +28,12 @@ def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
         axis.plot(steps, values, style, label=label, color=color, markersize=3)
     loss_axis.set(xlabel="step", ylabel="nats per target token")
     bleu_axis.set(ylabel="BLEU", ylim=(0, None))
+    minutes = {line["step"]: line["minutes"] for line in log_history if "minutes" in line}
+    if len(minutes) > 1:
+        steps, times = np.array(list(minutes.items())).T
+        axis = loss_axis.secondary_xaxis(
+            "top", functions=(lambda step: np.interp(step, steps, times), lambda time: np.interp(time, times, steps))
+        )
+        axis.set_xlabel("minutes")
     figure.legend(loc="outside upper center", ncols=len(curves))
     figure.savefig(path, dpi=150, format="png")

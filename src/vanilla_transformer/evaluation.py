@@ -28,12 +28,16 @@ class Scores(TypedDict):
     sentences: int
 
 
-def score(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> Scores:
+def score(
+    hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]], *, bleu_tokenize: str = "13a"
+) -> Scores:
     """Score translations of a whole test set.
 
     Args:
         hypotheses: One translation per sentence, as plain (detokenized) text.
         references: One reference per sentence, or a list of them per sentence.
+        bleu_tokenize: sacreBLEU's name of the tokenizer that BLEU counts with, such as "zh" for Chinese, or "none" for
+            text that is tokenized already. Scores by different ones can't be compared.
 
     Returns:
         `bleu` (sacreBLEU) and `chrf` from 0 to 100 with their signatures; BLEU's n-gram precisions (from 0 to 100),
@@ -57,7 +61,7 @@ def score(hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequen
     # sacreBLEU wants the n-th references of all sentences together, with None where a sentence has fewer.
     most = max(len(alternatives) for alternatives in per_sentence)
     streams = [[row[n] if n < len(row) else None for row in per_sentence] for n in range(most)]
-    bleu_metric, chrf_metric = BLEU(), CHRF()
+    bleu_metric, chrf_metric = BLEU(tokenize=bleu_tokenize), CHRF()
     bleu = bleu_metric.corpus_score(hypotheses, streams)
     chrf = chrf_metric.corpus_score(hypotheses, streams)
     matches = sum(hypothesis in row for hypothesis, row in zip(hypotheses, per_sentence, strict=True))

@@ -12,6 +12,7 @@ from transformers import TokenizersBackend
 from .errors import UserError
 
 BOS_TOKEN, PAD_TOKEN, EOS_TOKEN, UNK_TOKEN = SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0, 1, 2, 3
+_WORD_END = "</w>"  # what subword-nmt puts after a word's last character
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
 
 _HARD_STRINGS = (
@@ -88,12 +89,56 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     if texts_with_text == 0:
         raise UserError("there is no text to train a tokenizer on: `texts` is empty, or every text in it is blank")
+    tokenizer = _with_special_tokens(backend)
+    _check_round_trip(tokenizer)
+    return tokenizer
+
+
+def subword_nmt_tokenizer(codes: Iterable[str], texts: Iterable[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer from the merges of subword-nmt or fastBPE, for text that is tokenized already.
+
+    Splits at spaces and merges each word's characters as `subword-nmt apply-bpe` does. Decoding joins the pieces to
+    words, with one space between them.
+
+    Args:
+        codes: The lines of the file of codes: a merge each, of two symbols and perhaps how often it was seen; a first
+            line that starts with `#version` is passed over.
+        texts: The training text, without segmentation: its characters complete the vocabulary. A character that is
+            not among them becomes `<unk>`.
+
+    Returns:
+        The tokenizer, with the special tokens as in `train_tokenizer`.
+
+    Raises:
+        UserError: A line that is no merge, or there is no text in `texts`.
+    """
+    merges = []
+    for number, line in enumerate(codes, start=1):
+        if not line.startswith("#version"):
+            merge = tuple(line.split()[:2])
+            if len(merge) < 2:
+                raise UserError(f"the codes' line {number} is {line!r}; it must have two symbols with a space between")
+            merges.append(merge)
+    characters = sorted({character for text in texts for character in text if not character.isspace()})
+    if not characters:
+        raise UserError("there is no text to take characters from: `texts` is empty, or every text in it is blank")
+    symbols = [symbol for merge in merges for symbol in (*merge, "".join(merge))]
+    types = [*SPECIAL_TOKENS, *characters, *(character + _WORD_END for character in characters), *symbols]
+    vocabulary = {symbol: index for index, symbol in enumerate(dict.fromkeys(types))}
+    backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNK_TOKEN, end_of_word_suffix=_WORD_END))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.BPEDecoder(suffix=_WORD_END)
+    return _with_special_tokens(backend)
+
+
+def _with_special_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
+    """The stock tokenizer around a backend, appending `</s>`."""
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS_TOKEN}",
         pair=f"$A {EOS_TOKEN} $B {EOS_TOKEN}",
         special_tokens=[(EOS_TOKEN, backend.token_to_id(EOS_TOKEN))],
     )
-    tokenizer = PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token=BOS_TOKEN,
         pad_token=PAD_TOKEN,
@@ -103,8 +148,6 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
     )
-    _check_round_trip(tokenizer)
-    return tokenizer
 
 
 def _check_round_trip(tokenizer: PreTrainedTokenizerFast) -> None:

@@ -138,8 +138,9 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
     - Training batches are those of `TokenBatchSampler`.
     - The model smooths the labels itself, in training only: the loss is the same however a batch is split for
       gradient accumulation, and `eval_loss` is the negative log-likelihood.
-    - The log has source and target tokens per second, and `eval_perplexity`; `eval_loss` is the mean over all labels
-      and not over the batches' means.
+    - The log has source and target tokens per second, `minutes` since the run began (validation, checkpoints and what
+      came before an interruption counted) and `eval_perplexity`; `eval_loss` is the mean over all labels and not over
+      the batches' means.
     - A loss that is not finite and a checkpoint that can't be written stop the run with a sentence.
     - `model.generation_config` and `config.use_cache` stay as they were, so that a saved model keeps both.
 
@@ -166,7 +167,7 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
             self.add_callback(LossOnProgressBar)
         # Since the last line of the log: source and target tokens on this process, and when that was.
         self._tokens = torch.zeros(2, dtype=torch.long, device=args.device)
-        self._clock = time.perf_counter()
+        self._clock = self._last_line = time.perf_counter()
         # In the evaluation that runs: negative log-likelihood and labels, of all processes.
         self._likelihood = torch.zeros(2, dtype=torch.float64)
 
@@ -205,8 +206,8 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
             dataloader_config.even_batches = even_batches
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock training, with the clock of tokens per second started."""
-        self._clock = time.perf_counter()
+        """The stock training, with the clocks started."""
+        self._clock = self._last_line = time.perf_counter()
         return super().train(*args, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
@@ -295,13 +296,17 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
             self.model.generation_config = generation_config
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The stock log, with tokens per second, padding not counted.
+        """The stock log, with tokens per second, padding not counted, and in training with minutes.
 
         Samples per second are left out: they count `per_device_train_batch_size` sentences per batch.
         """
         logs.pop("train_samples_per_second", None)
+        now = time.perf_counter()
+        if self.is_in_train:
+            before = next((line["minutes"] for line in reversed(self.state.log_history) if "minutes" in line), 0.0)
+            logs["minutes"] = round(before + (now - self._last_line) / 60, 4)
+            self._last_line = now
         if "loss" in logs:
-            now = time.perf_counter()
             source, target = self.accelerator.gather(self._tokens[None]).sum(0).tolist()
             logs["source_tokens_per_second"] = round(source / (now - self._clock))
             logs["target_tokens_per_second"] = round(target / (now - self._clock))

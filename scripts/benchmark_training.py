@@ -10,7 +10,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -38,7 +38,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.batching import TokenBatchSampler, token_lengths
-from vanilla_transformer.data import TranslationCollator, encode_pairs, load_pairs, number_pairs
+from vanilla_transformer.data import TranslationCollator, encode_pairs, iterate_sentences, load_pairs, number_pairs
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.modeling_vanilla_transformer import IGNORED_LABEL, sinusoidal_positions
 from vanilla_transformer.tokenization import train_tokenizer
@@ -76,7 +76,6 @@ class TorchTransformer(nn.Module):
 
     def __init__(self, config: VanillaTransformerConfig) -> None:
         super().__init__()
-        self.pad_token_id = config.pad_token_id
         self.embedding = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.embedding.weight, std=config.d_model**-0.5)
         self.dropout = nn.Dropout(config.dropout)
@@ -113,6 +112,11 @@ class TorchTransformer(nn.Module):
         return F.linear(hidden, self.embedding.weight)
 
 
+def logits_inputs(batch: Batch) -> Batch:
+    """The batch without labels, so that the model computes no loss of its own."""
+    return {name: tensor for name, tensor in batch.items() if name != "labels"}
+
+
 def make_ours(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[Batch], torch.Tensor]]:
     model = VanillaTransformerForConditionalGeneration(config).train()
     return model, lambda batch: model(**batch, smoothing=SMOOTHING).loss
@@ -125,8 +129,7 @@ def make_marian(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[
     smoother = LabelSmoother(epsilon=SMOOTHING)
 
     def loss(batch: Batch) -> torch.Tensor:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
-        return smoother(model(**inputs, use_cache=False), batch["labels"])
+        return smoother(model(**logits_inputs(batch), use_cache=False), batch["labels"])
 
     return model, loss
 
@@ -135,9 +138,8 @@ def make_torch(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[B
     model = TorchTransformer(config).train()
 
     def loss(batch: Batch) -> torch.Tensor:
-        inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
         return F.cross_entropy(
-            model(**inputs).flatten(0, 1),
+            model(**logits_inputs(batch)).flatten(0, 1),
             batch["labels"].flatten(),
             ignore_index=IGNORED_LABEL,
             label_smoothing=SMOOTHING,
@@ -251,16 +253,15 @@ def compare_pipelines(
         "use_cpu": True,
     }
 
-    def ours(folder: str) -> tuple[Seq2SeqTrainer, CountingCollator]:
+    def ours(folder: str) -> Seq2SeqTrainer:
         collator = CountingCollator(TranslationCollator(tokenizer, config.decoder_start_token_id))
         settings = paper_arguments(preset, folder, **common, per_device_train_tokens=arguments.tokens)
         model = make_ours(config)[0]
-        trainer = VanillaTransformerTrainer(
+        return VanillaTransformerTrainer(
             model, settings, train_dataset=dataset, processing_class=tokenizer, data_collator=collator
         )
-        return trainer, collator
 
-    def marian(folder: str) -> tuple[Seq2SeqTrainer, CountingCollator]:
+    def marian(folder: str) -> Seq2SeqTrainer:
         model = make_marian(config)[0]
         collator = CountingCollator(DataCollatorForSeq2Seq(tokenizer, model=model))
         settings = Seq2SeqTrainingArguments(
@@ -270,21 +271,20 @@ def compare_pipelines(
             label_smoothing_factor=SMOOTHING,
             dataloader_pin_memory=False,
         )
-        trainer = Seq2SeqTrainer(
+        return Seq2SeqTrainer(
             model, settings, train_dataset=dataset, processing_class=tokenizer, data_collator=collator
         )
-        return trainer, collator
 
     speeds: dict[str, list[float]] = {"ours": [], "MarianMT": []}
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.rounds):
             for name, make in (("ours", ours), ("MarianMT", marian)):
                 torch.manual_seed(0)
-                trainer, collator = make(folder)
+                trainer = make(folder)
                 trainer.remove_callback(PrinterCallback)
                 start = time.perf_counter()
                 trainer.train()
-                speeds[name].append(collator.tokens / (time.perf_counter() - start))
+                speeds[name].append(trainer.data_collator.tokens / (time.perf_counter() - start))
     ratios = [own / other for own, other in zip(speeds["ours"], speeds["MarianMT"], strict=True)]
     print(f"whole pipelines, {arguments.pipeline_steps} steps a turn, {sentences} sentences per batch in the stock one")
     for name, turns in speeds.items():
@@ -309,24 +309,26 @@ def peak_memory(name: str, tokens: int) -> float:
 
 def compare_memory(tokens: int) -> None:
     """Peak memory of each contender, in a process of its own."""
-    peaks = {}
+    ours = float("nan")
     for name in CONTENDERS:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
             try:
-                peaks[name] = executor.submit(peak_memory, name, tokens).result()
+                peak = executor.submit(peak_memory, name, tokens).result()
             except (RuntimeError, MemoryError) as error:  # torch's allocator, or the kernel's end of the process
-                print(f"  {name}: out of memory ({error})")
+                print(f"  {name}: out of memory ({error})", flush=True)
                 continue
-        print(f"  {name}: {peaks[name]:.2f} GB, ours is {peaks['ours'] / peaks[name]:.0%} of it", flush=True)
+        ours = peak if name == "ours" else ours
+        print(f"  {name}: {peak:.2f} GB, ours is {ours / peak:.0%} of it", flush=True)
 
 
 def load_data(arguments: BenchmarkArguments) -> tuple[PreTrainedTokenizerBase, Dataset]:
     """A tokenizer trained on the pairs, and the pairs as ids."""
     languages = arguments.source_lang, arguments.target_lang
-    pairs = load_pairs(arguments.train_file, *languages) if arguments.train_file else None
-    pairs = pairs if pairs is not None else number_pairs(*languages, "train", 5_000)
-    texts: Iterator[list[str]] = (rows[side] for rows in pairs.iter(1_000) for side in ("source", "target"))
-    tokenizer = train_tokenizer(itertools.chain.from_iterable(texts), arguments.vocab_size)
+    if arguments.train_file:
+        pairs = load_pairs(arguments.train_file, *languages)
+    else:
+        pairs = number_pairs(*languages, "train", 5_000)
+    tokenizer = train_tokenizer(iterate_sentences(pairs), arguments.vocab_size)
     limits = {"max_source_length": 256, "max_target_length": 256, "max_length_ratio": 3.0}
     return tokenizer, encode_pairs(pairs, tokenizer, **limits)[0]
 

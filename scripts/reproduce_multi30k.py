@@ -12,16 +12,16 @@ import sys
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from itertools import chain
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 
 # This folder's evaluate.py would hide the library of that name.
 sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != Path(__file__).resolve().parent]
 
-from vanilla_transformer.averaging import average_checkpoints, complete_checkpoints, last_checkpoints
+from vanilla_transformer.averaging import average_checkpoints
+from vanilla_transformer.checkpoints import complete_checkpoints
 from vanilla_transformer.data import load_pairs, read_lines
-from vanilla_transformer.decoding import load, translate
 from vanilla_transformer.errors import UserError, exit_on_user_error, in_use
-from vanilla_transformer.evaluation import score
 from vanilla_transformer.tokenization import subword_nmt_tokenizer
 
 SPLITS = ("train", "valid", "test.2016")
@@ -49,16 +49,19 @@ def prepare(data_dir: Path, folder: Path) -> None:
     codes = next((data_dir / name for name in ("code", "code.gz") if (data_dir / name).is_file()), data_dir / "code.gz")
     joined = {name: [line.replace("@@ ", "") for line in lines] for name, lines in sentences.items()}
     tokenizer = subword_nmt_tokenizer(read_lines(codes), chain(*(joined[f"train.{lang}"] for lang in LANGUAGES)))
-    folder.mkdir(parents=True)
-    for name, lines in joined.items():
-        (folder / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
-    tokenizer.save_pretrained(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent) as parent:  # killed here, a run leaves nothing by the folder's name
+        parts = Path(parent, folder.name)
+        tokenizer.save_pretrained(parts)
+        for name, lines in joined.items():
+            (parts / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        parts.rename(folder)
 
 
 def script(name: str) -> ModuleType:
-    """Another script of this folder, as a module."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    """Another script of this folder, as a module; not by its own name, which for `evaluate` is a library's."""
+    spec = importlib.util.spec_from_file_location(f"{name}_script", Path(__file__).with_name(f"{name}.py"))
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
@@ -66,17 +69,23 @@ def script(name: str) -> ModuleType:
 def report(run: Path, data: Path) -> None:
     """Average the last checkpoints, translate test.2016 with beam 5 and print both scores, and BLEU against minutes."""
     checkpoints = complete_checkpoints(run)
-    averaged = run / "averaged"
-    average_checkpoints(last_checkpoints(run, min(AVERAGED, len(checkpoints))), averaged)
-    model, tokenizer = load(str(averaged))
-    pairs = load_pairs(data / "test.2016", *LANGUAGES)
-    translations = [best for (best,) in translate(model, tokenizer, pairs["source"], num_beams=5)]
-    (averaged / "test.2016.de").write_text("".join(f"{line}\n" for line in translations), encoding="utf-8")
-    for kind, name in (("none", "BLEU of the tokens, as published"), ("13a", "sacreBLEU")):
-        scores = score(translations, list(pairs["target"]), bleu_tokenize=kind)
-        precisions = "/".join(f"{precision:.1f}" for precision in scores["bleu_precisions"])
-        print(f"{name}: {scores['bleu']:.2f} {precisions} (brevity penalty {scores['brevity_penalty']:.3f})")
-        print(f"  {scores['bleu_signature']}")
+    averaged, test = run / "averaged", data / "test.2016"
+    average_checkpoints(checkpoints[-AVERAGED:], averaged)
+    evaluate, predictions = script("evaluate"), f"{averaged}/test.2016.de"
+    print("\nScored as published, on the tokens:")
+    model = [
+        "--model_name_or_path",
+        str(averaged),
+        "--test_file",
+        str(test),
+        "--source_lang",
+        "en",
+        "--target_lang",
+        "de",
+    ]
+    evaluate.main([*model, "--num_beams", "5", "--bleu_tokenize", "none", "--output_file", predictions])
+    print("\nScored as sacreBLEU does by default:")
+    evaluate.main(["--predictions_file", predictions, "--references_file", f"{test}.de"])
     log = json.loads((checkpoints[-1] / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
     print("\n| step | minutes | validation loss | validation BLEU (greedy) |\n|---|---|---|---|")
     for line in log:
@@ -95,14 +104,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"the run in {run} is scored already; give another --output_dir, or remove {run / 'averaged'}")
     if not in_use(data):
         prepare(arguments.data_dir, data)
-    files = [
-        "--train_file",
-        str(data / "train"),
-        "--validation_file",
-        str(data / "valid"),
-        "--tokenizer_name",
-        str(data),
-    ]
+    files = ["--train_file", f"{data}/train", "--validation_file", f"{data}/valid", "--tokenizer_name", str(data)]
     script("train").main([*files, "--output_dir", str(run), *RECIPE, *changes])
     report(run, data)
 

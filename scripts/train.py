@@ -6,7 +6,6 @@ python scripts/train.py --train_file data/train --validation_file data/val --sou
 
 import sys
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -20,7 +19,7 @@ from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerB
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.checkpoints import checkpoint_to_resume
 from vanilla_transformer.curves import plot_run
-from vanilla_transformer.data import TranslationCollator, encode_pairs, load_pairs, number_pairs
+from vanilla_transformer.data import TranslationCollator, encode_pairs, iterate_sentences, load_pairs, number_pairs
 from vanilla_transformer.decoding import load
 from vanilla_transformer.errors import UserError, exit_on_user_error, first_line
 from vanilla_transformer.evaluation import compute_metrics_with
@@ -116,8 +115,7 @@ def load_or_make(
         except (OSError, ValueError) as error:
             raise UserError(f"can't load the tokenizer {arguments.tokenizer_name}: {first_line(error)}") from error
     else:
-        sides = (batch[side] for batch in pairs.iter(batch_size=1_000) for side in ("source", "target"))
-        tokenizer = train_tokenizer(chain.from_iterable(sides), arguments.vocab_size)
+        tokenizer = train_tokenizer(iterate_sentences(pairs), arguments.vocab_size)
         tokenizer = broadcast_object_list([tokenizer])[0]  # one for all processes
     config = VanillaTransformerConfig.preset(arguments.preset, vocab_size=len(tokenizer))
     if arguments.config_overrides:

@@ -109,6 +109,13 @@ def load_pairs(
     return pairs
 
 
+def iterate_sentences(pairs: Dataset) -> Iterator[str]:
+    """Yields the sentences of both sides, as a tokenizer is trained on, without holding more than a thousand pairs."""
+    for batch in pairs.iter(batch_size=1_000):
+        yield from batch["source"]
+        yield from batch["target"]
+
+
 def read_lines(path: str | os.PathLike) -> list[str]:
     """Read a text file, plain or `.gz`, one sentence per line.
 

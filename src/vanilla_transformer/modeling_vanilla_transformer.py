@@ -128,7 +128,8 @@ class CPUDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, p: float) -> torch.Tensor:
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-        kept = (words.view(torch.int16)[: x.numel()] >= round(p * 2**16) - 2**15).view(x.shape)
+        kept = words.view(torch.int16)[: x.numel()] >= round(p * 2**16) - 2**15
+        kept = kept.view(torch.uint8).view(x.shape)  # a CPU multiplies by integers three times as fast as by booleans
         ctx.save_for_backward(kept)
         ctx.scale = 1 / (1 - p)
         return (x * kept).mul_(ctx.scale)
@@ -815,7 +816,8 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The sum behind `linear_cross_entropy`: as many rows at a time as make `LOGITS_AT_ONCE` logits.
 
     The gradient of the logits is softmax(logits) less the target distribution. It is known with the loss, so it is
-    multiplied on at once, in the logits' own memory, and the logits need be neither kept nor computed again.
+    multiplied on at once, in the logits' own memory, and the logits need be neither kept nor computed again. The part
+    of the target distribution that smoothing adds is the same for all types: sums over `weight` and `hidden_states` do.
     """
 
     @staticmethod
@@ -831,30 +833,36 @@ class LinearCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=sum_dtype, device=hidden_states.device)
         grad_hidden_states = torch.empty_like(hidden_states) if ctx.needs_input_grad[0] else None
         grad_weight = torch.zeros_like(weight, dtype=sum_dtype) if ctx.needs_input_grad[1] else None
+        weight_mean = weight.mean(dim=0, dtype=sum_dtype)  # [d_model]; its product with a hidden state: the mean logit
 
         rows_at_once = max(1, LOGITS_AT_ONCE // vocab_size)
         for start in range(0, hidden_states.shape[0], rows_at_once):
             rows = slice(start, start + rows_at_once)
-            hidden = hidden_states[rows]
             is_label = (labels[rows] != IGNORED_LABEL)[:, None]  # [rows, 1]
             chosen = labels[rows, None].clamp(min=0)  # [rows, 1]
+            hidden = hidden_states[rows] * is_label
 
-            log_probs = F.log_softmax(hidden @ weight.t(), dim=-1, dtype=sum_dtype)  # [rows, vocab_size]
-            log_likelihood = (1 - smoothing) * log_probs.gather(1, chosen)
+            logits = (hidden @ weight.t()).to(sum_dtype)  # [rows, vocab_size]
+            likely = (1 - smoothing) * logits.gather(1, chosen)  # [rows, 1]
             if smoothing:
-                log_likelihood += smoothing * log_probs.mean(dim=1, keepdim=True)
-            total -= (log_likelihood * is_label).sum()
+                likely += smoothing * (hidden.to(sum_dtype) @ weight_mean)[:, None]
+            greatest = logits.amax(dim=1, keepdim=True)
+            # Step by step and in place: on a CPU the whole loss takes a tenth less than with F.log_softmax.
+            exponentials = logits.sub_(greatest).exp_()
+            divisors = exponentials.sum(dim=1, keepdim=True)
+            total += ((greatest + divisors.log() - likely) * is_label).sum()
 
-            grad_logits = log_probs.exp_()
-            if smoothing:
-                grad_logits -= smoothing / vocab_size
-            grad_logits.scatter_add_(1, chosen, torch.full_like(log_likelihood, smoothing - 1))
+            grad_logits = exponentials.div_(divisors)
+            grad_logits.scatter_add_(1, chosen, torch.full_like(likely, smoothing - 1))
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden_states is not None:
-                grad_hidden_states[rows] = grad_logits @ weight * is_label
+                grad_hidden_states[rows] = (grad_logits @ weight - smoothing * weight_mean) * is_label
             if grad_weight is not None:
-                grad_weight += grad_logits.t() @ (hidden * is_label)
+                grad_weight += grad_logits.t() @ hidden
 
+        if grad_weight is not None and smoothing:
+            is_label = (labels != IGNORED_LABEL)[:, None]
+            grad_weight -= smoothing / vocab_size * (hidden_states * is_label).sum(dim=0, dtype=sum_dtype)
         ctx.save_for_backward(grad_hidden_states, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 

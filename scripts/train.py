@@ -13,7 +13,7 @@ from typing import Literal
 sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != Path(__file__).resolve().parent]
 
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
@@ -23,6 +23,7 @@ from vanilla_transformer.data import TranslationCollator, encode_pairs, iterate_
 from vanilla_transformer.decoding import load
 from vanilla_transformer.errors import UserError, exit_on_user_error, first_line
 from vanilla_transformer.evaluation import compute_metrics_with
+from vanilla_transformer.streaming import TokenStream
 from vanilla_transformer.tokenization import PreTrainedTokenizerFast, train_tokenizer
 from vanilla_transformer.training import (
     PaperTrainingArguments,
@@ -73,22 +74,41 @@ class DataArguments:
         default=3.0, metadata={"help": "Pairs of which one side has more times the tokens of the other are left out."}
     )
     preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    streaming: bool = field(
+        default=False, metadata={"help": "Read training data as it is needed, for data larger than memory or cache."}
+    )
+    shuffle_buffer_size: int = field(default=100_000, metadata={"help": "Pairs held at a time with --streaming."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
     max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on only the first so many pairs."})
 
-    def load(self, split: str, file: str | None, limit: int | None) -> Dataset:
+    @property
+    def limits(self) -> dict[str, int | float]:
+        """Which pairs are left out, for `encode_pairs` and `TokenStream`."""
+        names = ("max_source_length", "max_target_length", "max_length_ratio")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, split: str, file: str | None, limit: int | None) -> Dataset | IterableDataset:
         """The pairs of a split: from its file, from the Hub, or numbers where neither is given."""
+        streaming = self.streaming and split == "train"
         if self.dataset_name is not None:
             pairs = load_pairs(
-                self.dataset_name, self.source_lang, self.target_lang, split=split, config_name=self.dataset_config_name
+                self.dataset_name,
+                self.source_lang,
+                self.target_lang,
+                split=split,
+                config_name=self.dataset_config_name,
+                streaming=streaming,
             )
         elif file is not None:
-            pairs = load_pairs(file, self.source_lang, self.target_lang)
+            pairs = load_pairs(file, self.source_lang, self.target_lang, streaming=streaming)
         else:
-            return number_pairs(self.source_lang, self.target_lang, split, limit or NUMBERS[split])
+            pairs = number_pairs(self.source_lang, self.target_lang, split, limit or NUMBERS[split])
+            return pairs.to_iterable_dataset() if streaming else pairs
+        if streaming:
+            return pairs if limit is None else pairs.take(limit)
         return pairs.select(range(min(limit or len(pairs), len(pairs))))
 
-    def load_both(self) -> tuple[Dataset, Dataset]:
+    def load_both(self) -> tuple[Dataset | IterableDataset, Dataset]:
         """Training and validation pairs."""
         if self.dataset_name is not None and (self.train_file or self.validation_file):
             raise UserError("--dataset_name excludes --train_file and --validation_file; give one or the other")
@@ -101,7 +121,7 @@ class DataArguments:
 
 
 def load_or_make(
-    arguments: ModelArguments, checkpoint: str | None, pairs: Dataset
+    arguments: ModelArguments, checkpoint: str | None, pairs: Dataset | IterableDataset
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The model and tokenizer of the checkpoint or of the model to fine-tune; otherwise new ones.
 
@@ -148,19 +168,29 @@ def main(argv: list[str] | None = None) -> None:
     with training_arguments.main_process_first():  # the others find the data in the cache
         train_pairs, validation_pairs = data_arguments.load_both()
     model, tokenizer = load_or_make(model_arguments, checkpoint, train_pairs)
-    datasets = []
-    for split, pairs in (("train", train_pairs), ("validation", validation_pairs)):
+
+    def encode(split: str, pairs: Dataset) -> Dataset:
         with training_arguments.main_process_first():
             dataset, report = encode_pairs(
-                pairs,
-                tokenizer,
-                max_source_length=data_arguments.max_source_length,
-                max_target_length=data_arguments.max_target_length,
-                max_length_ratio=data_arguments.max_length_ratio,
-                num_proc=data_arguments.preprocessing_num_workers,
+                pairs, tokenizer, **data_arguments.limits, num_proc=data_arguments.preprocessing_num_workers
             )
         say(f"{split}: {report}")
-        datasets.append(dataset)
+        return dataset
+
+    if data_arguments.streaming:
+        train_dataset = TokenStream(
+            train_pairs,
+            tokenizer,
+            **data_arguments.limits,
+            max_tokens=training_arguments.per_device_train_tokens,
+            buffer_size=data_arguments.shuffle_buffer_size,
+            seed=training_arguments.seed,
+            process_index=training_arguments.process_index,
+            num_processes=training_arguments.world_size,
+        )
+    else:
+        train_dataset = encode("train", train_pairs)
+    validation_dataset = encode("validation", validation_pairs)
     say(f"model: {model.num_parameters():,} parameters, {len(tokenizer):,} types")
 
     interrupt = SaveOnInterrupt()
@@ -170,16 +200,20 @@ def main(argv: list[str] | None = None) -> None:
     trainer = VanillaTransformerTrainer(
         model=model,
         args=training_arguments,
-        train_dataset=datasets[0],
-        eval_dataset=datasets[1],
+        train_dataset=train_dataset,
+        eval_dataset=validation_dataset,
         processing_class=tokenizer,
         data_collator=TranslationCollator(tokenizer, model.config.decoder_start_token_id),
         compute_metrics=compute_metrics_with(tokenizer),
         callbacks=[interrupt, SampleTranslations(tokenizer, samples)],
     )
-    batches = trainer.token_batches()
-    say(f"batches: {len(batches)} per epoch, {batches.padding:.1%} of their tokens padding")
+    if not data_arguments.streaming:
+        batches = trainer.token_batches()
+        say(f"batches: {len(batches)} per epoch, {batches.padding:.1%} of their tokens padding")
     trainer.train(resume_from_checkpoint=checkpoint)
+    if data_arguments.streaming:
+        say(f"train: {train_dataset.report}")
+        say(f"batches: {train_dataset.padding:.1%} of their tokens padding")
     if trainer.is_world_process_zero():
         plot_run(trainer.state.log_history, Path(training_arguments.output_dir, "training.png"))
     if interrupt.interrupted:

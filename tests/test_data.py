@@ -130,7 +130,7 @@ def test_hub_data_set(monkeypatch, nested):
     monkeypatch.setattr(data, "load_dataset", load_dataset)
     pairs = load_pairs("someone/some-data", "en", "de", split="test", config_name="de-en")
     assert pairs.to_list() == PAIRS
-    assert asked == [(("someone/some-data", "de-en"), {"split": "test"})]
+    assert asked == [(("someone/some-data", "de-en"), {"split": "test", "streaming": False})]
 
 
 def test_pairs_are_memory_mapped_and_made_once(tmp_path, monkeypatch):

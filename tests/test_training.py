@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from helpers import one_layer_config
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional as F
 from transformers import (
     DataCollatorForSeq2Seq,
@@ -25,6 +26,7 @@ from vanilla_transformer.data import TranslationCollator, encode_pairs
 from vanilla_transformer.decoding import load
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.evaluation import compute_metrics_with
+from vanilla_transformer.streaming import TokenStream
 from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training import (
     PaperTrainingArguments,
@@ -80,7 +82,7 @@ def make_trainer(model: PreTrainedModel, arguments, tokenizer, dataset, cls=Vani
         model=model,
         args=arguments,
         train_dataset=dataset,
-        eval_dataset=dataset.select(range(8)),
+        eval_dataset=dataset.select(range(8)) if isinstance(dataset, Dataset) else None,
         processing_class=tokenizer,
         data_collator=TranslationCollator(tokenizer, model.config.decoder_start_token_id),
         **kwargs,
@@ -280,6 +282,49 @@ def test_the_log_has_tokens_per_second_without_padding(tmp_path, tokenizer, data
             assert line[f"{name}_tokens_per_second"] == round(tokens / seconds)
 
 
+# The usual flags
+
+
+def losses_of(folder: Path, tokenizer, dataset, **flags) -> list[float]:
+    """The losses of 6 steps, after which the model is in the folder."""
+    log = Losses()
+    arguments = make_arguments(folder, max_steps=6, logging_steps=1, **flags)
+    trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, callbacks=[log])
+    trainer.train()
+    trainer.save_model()
+    return log.losses
+
+
+def test_bfloat16_and_gradient_checkpointing_by_the_usual_flags(tmp_path, tokenizer, dataset):
+    plain = losses_of(tmp_path / "plain", tokenizer, dataset)
+    assert plain[-1] < plain[0]
+    rounded = losses_of(tmp_path / "bf16", tokenizer, dataset, bf16=True)
+    assert rounded != plain and rounded == pytest.approx(plain, rel=0.02)
+    checkpointed = losses_of(tmp_path / "checkpointed", tokenizer, dataset, gradient_checkpointing=True)
+    assert checkpointed == plain and equal_weights(tmp_path / "plain", tmp_path / "checkpointed")
+
+
+def test_compiled_training_gives_the_losses_of_plain_training(tmp_path, tokenizer, dataset):
+    plain = losses_of(tmp_path / "plain", tokenizer, dataset)
+    compiled = losses_of(
+        tmp_path / "compiled", tokenizer, dataset, torch_compile=True, torch_compile_backend="aot_eager"
+    )
+    assert compiled == pytest.approx(plain, rel=1e-4)
+
+
+def test_tensorboard_shows_loss_tokens_per_second_and_validation(tmp_path, tokenizer, dataset, monkeypatch):
+    monkeypatch.setenv("TENSORBOARD_LOGGING_DIR", str(tmp_path / "logs"))
+    arguments = make_arguments(
+        tmp_path / "run", logging_steps=1, report_to="tensorboard", eval_strategy="steps", eval_steps=2
+    )
+    make_trainer(make_model(tokenizer), arguments, tokenizer, dataset).train()
+    events = EventAccumulator(str(tmp_path / "logs"))
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    assert {"train/loss", "train/target_tokens_per_second", "eval/loss", "eval/perplexity"} <= set(tags)
+    assert [event.step for event in events.Scalars("train/loss")] == [1, 2, 3, 4]
+
+
 # What stays as it was
 
 
@@ -321,6 +366,16 @@ def run(folder: Path, tokenizer, dataset, steps: int = 12, resume: str | None = 
     return folder
 
 
+class StopAt(TrainerCallback):
+    """Ends the training after a step, as if it had been killed."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop |= state.global_step >= self.step
+
+
 class Press(TrainerCallback):
     """Sends this process Ctrl-C at a step."""
 
@@ -346,6 +401,54 @@ def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, toke
     resumed = run(tmp_path / "parts", tokenizer, dataset, resume=checkpoint)
     assert equal_weights(whole, resumed)
     assert not equal_weights(whole, whole / "checkpoint-8")
+
+
+def test_a_streamed_run_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tokenizer):
+    """In the second epoch, two accumulated batches a step; resuming anew must not begin at the first sentence."""
+    rows = Dataset.from_dict({"source": SENTENCES, "target": [sentence.upper() for sentence in SENTENCES]})
+
+    def train(folder: Path, steps: int, resume: str | None = None) -> TokenStream:
+        stream = TokenStream(
+            rows.to_iterable_dataset(),
+            tokenizer,
+            max_tokens=300,
+            max_source_length=100,
+            max_target_length=100,
+            max_length_ratio=9,
+            buffer_size=30,
+        )
+        arguments = make_arguments(
+            folder, max_steps=12, gradient_accumulation_steps=2, save_strategy="steps", save_steps=4
+        )
+        stop = [StopAt(steps)]
+        trainer = make_trainer(make_model(tokenizer, dropout=0.2), arguments, tokenizer, stream, callbacks=stop)
+        trainer.train(resume_from_checkpoint=resume)
+        return stream
+
+    whole = train(tmp_path / "whole", 12)
+    assert whole.report.kept > len(SENTENCES)
+    train(tmp_path / "parts", 8)
+    checkpoint = checkpoint_to_resume(tmp_path / "parts", "last")
+    assert Path(checkpoint).name == "checkpoint-8"
+    resumed = train(tmp_path / "parts", 12, resume=checkpoint)
+    assert resumed.report == whole.report
+    assert equal_weights(tmp_path / "whole" / "checkpoint-12", tmp_path / "parts" / "checkpoint-12")
+
+
+def test_a_streamed_run_resumes_as_a_stream_only(tmp_path, tokenizer, dataset):
+    run(tmp_path, tokenizer, dataset, steps=4)
+    stream = TokenStream(
+        Dataset.from_dict({"source": ["one"], "target": ["ONE"]}).to_iterable_dataset(),
+        tokenizer,
+        max_tokens=200,
+        max_source_length=9,
+        max_target_length=9,
+        max_length_ratio=9,
+        buffer_size=1,
+    )
+    trainer = make_trainer(make_model(tokenizer), make_arguments(tmp_path), tokenizer, stream)
+    with pytest.raises(UserError, match="checkpoint-4 was trained without --streaming; continue it in the same way"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_a_run_never_writes_into_another_runs_folder(tmp_path):

@@ -80,13 +80,23 @@ class TokenBatchSampler(Sampler[list[int]]):
         return np.array([*ends, len(order)])
 
     @property
-    def padding(self) -> float:
-        """Share of the batches' tokens that is padding, source and target together."""
+    def tokens(self) -> int:
+        """Source and target tokens of all pairs."""
+        return int(self.source_lengths.sum() + self.target_lengths.sum())
+
+    @property
+    def places(self) -> int:
+        """Source and target tokens of all batches, padding counted."""
         total = 0
         for lengths in (self.source_lengths, self.target_lengths):
             batches = np.split(lengths[self._order(np.random.default_rng(self.seed))], self.ends[:-1])
-            total += sum(len(batch) * batch.max() for batch in batches)
-        return 1 - (self.source_lengths.sum() + self.target_lengths.sum()) / total
+            total += sum(len(batch) * int(batch.max()) for batch in batches)
+        return total
+
+    @property
+    def padding(self) -> float:
+        """Share of the batches' tokens that is padding, source and target together."""
+        return 1 - self.tokens / self.places
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration is of; the Trainer calls this."""

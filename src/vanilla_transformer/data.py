@@ -1,7 +1,7 @@
 """Sentence pairs: reading, filtering and tokenizing them, batching them for training, and an embedded corpus.
 
-Everything is a memory-mapped `datasets.Dataset` in the cache of the `datasets` library, made once and found again
-as long as the files, the settings and this module stay the same.
+Unless it is streamed, everything is a memory-mapped `datasets.Dataset` in the cache of the `datasets` library, made
+once and found again as long as the files, the settings and this module stay the same.
 """
 
 import copy
@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from datasets import Dataset, Features, Value, load_dataset
+from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.fingerprint import Hasher
 from num2words import CONVERTER_CLASSES
@@ -46,7 +46,8 @@ def load_pairs(
     *,
     split: str = "train",
     config_name: str | None = None,
-) -> Dataset:
+    streaming: bool = False,
+) -> Dataset | IterableDataset:
     """Read sentence pairs.
 
     `data` is one of these, all text in UTF-8; the text files may also be gzipped, with `.gz` after the name:
@@ -68,28 +69,30 @@ def load_pairs(
         target_lang: Suffix or column name of the target sentences.
         split: Which split of a Hub data set. Files have none.
         config_name: Which configuration of a Hub data set. Files have none.
+        streaming: Whether to read pairs as they are needed, for data that does not fit into memory or cache.
 
     Returns:
-        A memory-mapped data set with the string columns "source" and "target".
+        A memory-mapped data set with the string columns "source" and "target"; an iterable one when streaming.
 
     Raises:
-        UserError: The data can't be found, or can't be read as sentence pairs of the two languages.
+        UserError: The data can't be found, or can't be read as sentence pairs of the two languages. When streaming,
+            what is wrong in the middle of a file is found when it is read.
     """
     data = os.fspath(data)
     if source_lang == target_lang:
         raise UserError(f"source and target language are both {source_lang!r}; name two different ones")
     extension = Path(data.removesuffix(".gz")).suffix
     if extension in _ROW_READERS:
-        pairs = _read_files(_read_table, (data,), source_lang, target_lang)
+        pairs = _read_files(_read_table, (data,), source_lang, target_lang, streaming)
     elif extension == ".parquet":
-        pairs = _load_parquet(data, source_lang, target_lang)
+        pairs = _load_parquet(data, source_lang, target_lang, streaming)
     else:
         candidates = {lang: (f"{data}.{lang}", f"{data}.{lang}.gz") for lang in (source_lang, target_lang)}
         files = {lang: next(filter(os.path.isfile, names), None) for lang, names in candidates.items()}
         looked_for = " or ".join(candidates[source_lang]) + " and " + " or ".join(candidates[target_lang])
         missing = [lang for lang, file in files.items() if file is None]
         if not missing:
-            pairs = _read_files(_read_parallel, tuple(files.values()), source_lang, target_lang)
+            pairs = _read_files(_read_parallel, tuple(files.values()), source_lang, target_lang, streaming)
         elif len(missing) == 1:
             raise UserError(
                 f"the {missing[0]!r} half of the pairs is missing: there is {next(filter(None, files.values()))}, but "
@@ -103,13 +106,13 @@ def load_pairs(
         elif not _HUB_ID.fullmatch(data):
             raise UserError(f"there is no {data}: looked for {looked_for}; check the path and the language codes")
         else:
-            pairs = _load_from_hub(data, source_lang, target_lang, split, config_name, looked_for)
-    if len(pairs) == 0:
+            pairs = _load_from_hub(data, source_lang, target_lang, split, config_name, looked_for, streaming)
+    if not streaming and len(pairs) == 0:
         raise UserError(_no_pairs(data))
     return pairs
 
 
-def iterate_sentences(pairs: Dataset) -> Iterator[str]:
+def iterate_sentences(pairs: Dataset | IterableDataset) -> Iterator[str]:
     """Yields the sentences of both sides, as a tokenizer is trained on, without holding more than a thousand pairs."""
     for batch in pairs.iter(batch_size=1_000):
         yield from batch["source"]
@@ -170,15 +173,20 @@ def _read_table(path: str, source_lang: str, target_lang: str) -> Iterator[tuple
     for number, row in _ROW_READERS[Path(path.removesuffix(".gz")).suffix](path):
         if row is None:
             yield None, None
-            continue
-        if isinstance(row.get("translation"), dict):
-            row = row["translation"]
-        for lang in (source_lang, target_lang):
-            if lang not in row:
-                raise UserError(_missing_column(f"{path}, line {number}", lang, list(row)))
-            if not _is_text(row[lang]):
-                raise UserError(f"{path}, line {number}: {lang!r} is {row[lang]!a}; it must be a string")
-        yield row[source_lang], row[target_lang]
+        else:
+            yield _pair_of(row, f"{path}, line {number}", source_lang, target_lang)
+
+
+def _pair_of(row: dict[str, Any], where: str, source_lang: str, target_lang: str) -> tuple[str | None, str | None]:
+    """The two sentences of a row, which may be inside its "translation"."""
+    if isinstance(row.get("translation"), dict):
+        row = row["translation"]
+    for lang in (source_lang, target_lang):
+        if lang not in row:
+            raise UserError(_missing_column(where, lang, list(row)))
+        if not _is_text(row[lang]):
+            raise UserError(f"{where}: {lang!r} is {row[lang]!a}; it must be a string")
+    return row[source_lang], row[target_lang]
 
 
 def _is_text(value: Any) -> bool:
@@ -240,8 +248,10 @@ _ROW_READERS: dict[str, Callable[[str], Iterator[tuple[int, dict[str, Any] | Non
 }
 
 
-def _read_files(reader: Callable[..., Iterator], paths: tuple[str, ...], source_lang: str, target_lang: str) -> Dataset:
-    """The pairs that a reader finds in files, read again only when a file has changed."""
+def _read_files(
+    reader: Callable[..., Iterator], paths: tuple[str, ...], source_lang: str, target_lang: str, streaming: bool
+) -> Dataset | IterableDataset:
+    """The pairs that a reader finds in files; unless streaming, read again only when a file has changed."""
     stamps = []
     for path in paths:
         try:
@@ -250,6 +260,9 @@ def _read_files(reader: Callable[..., Iterator], paths: tuple[str, ...], source_
             raise UserError(f"{path} can't be read: {error.strerror}; check the path") from None
         stamps.append((os.path.abspath(path), status.st_size, status.st_mtime_ns))
     arguments = (*paths, source_lang, target_lang)
+    if streaming:
+        source = {"reader": reader, "arguments": arguments}
+        return IterableDataset.from_generator(_named, PAIR_FEATURES, gen_kwargs=source)
     return _generate(reader, arguments, _fingerprint(reader.__name__, stamps, source_lang, target_lang))
 
 
@@ -282,32 +295,56 @@ def _fingerprint(*parts: Any) -> str:
     return Hasher.hash((Path(__file__).read_bytes(), parts))
 
 
-def _load_parquet(path: str, source_lang: str, target_lang: str) -> Dataset:
+def _load_parquet(path: str, source_lang: str, target_lang: str, streaming: bool) -> Dataset | IterableDataset:
     if not os.path.isfile(path):
         raise UserError(f"{path} can't be read: no such file; check the path")
     try:
-        dataset = Dataset.from_parquet(path)
+        dataset = load_dataset("parquet", data_files=path, split="train", streaming=streaming)
+        return _select_languages(dataset, path, source_lang, target_lang)
+    except UserError:
+        raise
     except (DatasetsError, OSError, ValueError) as error:
         raise UserError(
             f"{path} can't be read as Parquet: {first_line(error.__cause__ or error)}; check the file"
         ) from None
-    return _select_languages(dataset, path, source_lang, target_lang)
 
 
 def _load_from_hub(
-    data: str, source_lang: str, target_lang: str, split: str, config_name: str | None, looked_for: str
-) -> Dataset:
+    data: str,
+    source_lang: str,
+    target_lang: str,
+    split: str,
+    config_name: str | None,
+    looked_for: str,
+    streaming: bool,
+) -> Dataset | IterableDataset:
     try:
-        dataset = load_dataset(data, config_name, split=split)
+        dataset = load_dataset(data, config_name, split=split, streaming=streaming)
+        return _select_languages(dataset, f"{data} on the Hub", source_lang, target_lang)
+    except UserError:
+        raise
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise UserError(
             f"{data} is neither a pair of files here (looked for {looked_for}) nor, with split {split!r} and "
             f"configuration {config_name!r}, a data set that the Hub could give: {first_line(error.__cause__ or error)}"
         ) from None
-    return _select_languages(dataset, f"{data} on the Hub", source_lang, target_lang)
 
 
-def _select_languages(dataset: Dataset, where: str, source_lang: str, target_lang: str) -> Dataset:
+def _select_languages(
+    dataset: Dataset | IterableDataset, where: str, source_lang: str, target_lang: str
+) -> Dataset | IterableDataset:
+    """The columns of the two languages, as "source" and "target"."""
+    if isinstance(dataset, IterableDataset):
+        first = next(iter(dataset), None)
+        if first is None:
+            raise UserError(_no_pairs(where))
+        _pair_of(first, where, source_lang, target_lang)  # better refused now than in the first step
+
+        def named(row: dict[str, Any]) -> dict[str, str]:
+            source, target = _pair_of(row, where, source_lang, target_lang)
+            return {"source": source or "", "target": target or ""}
+
+        return dataset.map(named, remove_columns=list(first), features=PAIR_FEATURES)
     dataset = dataset.flatten()
     prefix = "translation." if f"translation.{source_lang}" in dataset.column_names else ""
     columns = {f"{prefix}{source_lang}": "source", f"{prefix}{target_lang}": "target"}
@@ -331,7 +368,7 @@ def _blank_for_null(batch: dict[str, list[str | None]]) -> dict[str, list[str]]:
 
 @dataclass(frozen=True)
 class DropReport:
-    """How many pairs `encode_pairs` kept, and how many it dropped for which reason.
+    """How many pairs were kept, and how many were dropped for which reason.
 
     Attributes:
         kept: Pairs that are left.
@@ -352,8 +389,17 @@ class DropReport:
             f"the length limit, {self.length_ratio:,} over the length ratio"
         )
 
+    def check(self) -> None:
+        """Refuse data of which nothing is left.
 
-_KEPT, _EMPTY, _TOO_LONG, _LENGTH_RATIO = range(4)
+        Raises:
+            UserError: No pair was kept.
+        """
+        if self.kept == 0:
+            raise UserError(f"no sentence pair is left: {self}; raise the limits, or check the data")
+
+
+KEPT, _EMPTY, _TOO_LONG, _LENGTH_RATIO = range(4)  # what `encode_batch` says of a pair
 
 
 def encode_pairs(
@@ -388,17 +434,13 @@ def encode_pairs(
     """
     if len(pairs) == 0:
         raise UserError(_no_pairs("the data set"))
-    if tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
-        raise UserError(
-            f"the tokenizer does not append its end-of-sentence token ({tokenizer.eos_token!r}), so a model could not "
-            "learn where to stop; use one from train_tokenizer"
-        )
+    check_appends_eos(tokenizer)
     limits = (max_source_length, max_target_length, max_length_ratio)
     # What decides the ids, and no more: the tokenizer's pickle, which `datasets` would hash, also holds where it came
     # from. The call above has undone any padding and truncation that were left switched on.
     backend = tokenizer.backend_tokenizer.to_str()
     encoded = pairs.map(
-        _encode_batch,
+        encode_batch,
         batched=True,
         fn_kwargs={"tokenizer": tokenizer, "limits": limits},
         remove_columns=pairs.column_names,
@@ -409,14 +451,37 @@ def encode_pairs(
     )
     dropped = encoded.data.column("dropped").to_numpy()
     report = DropReport(*np.bincount(dropped, minlength=4).tolist())
-    if report.kept == 0:
-        raise UserError(f"no sentence pair is left: {report}; raise the limits, or check the data")
-    return encoded.select(np.flatnonzero(dropped == _KEPT)).remove_columns("dropped"), report
+    report.check()
+    return encoded.select(np.flatnonzero(dropped == KEPT)).remove_columns("dropped"), report
 
 
-def _encode_batch(
+def check_appends_eos(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer that never says where a sentence ends.
+
+    Raises:
+        UserError: It appends no end-of-sentence token.
+    """
+    if tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
+        raise UserError(
+            f"the tokenizer does not append its end-of-sentence token ({tokenizer.eos_token!r}), so a model could not "
+            "learn where to stop; use one from train_tokenizer"
+        )
+
+
+def encode_batch(
     batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast, limits: tuple[int, int, float]
 ) -> dict[str, list]:
+    """Tokenize some pairs, and decide on each.
+
+    Args:
+        batch: Columns "source" and "target".
+        tokenizer: As in `encode_pairs`.
+        limits: `max_source_length`, `max_target_length` and `max_length_ratio` of `encode_pairs`.
+
+    Returns:
+        Columns "input_ids" and "labels", empty where the pair is dropped, and "dropped", which is `KEPT` or the index
+        of the reason among `DropReport`'s fields.
+    """
     max_source_length, max_target_length, max_length_ratio = limits
     columns: dict[str, list] = {"input_ids": [], "labels": [], "dropped": []}
     for source, target, source_ids, target_ids in zip(
@@ -434,9 +499,9 @@ def _encode_batch(
         elif longer > RATIO_FREE_LENGTH and longer > max_length_ratio * shorter:
             dropped = _LENGTH_RATIO
         else:
-            dropped = _KEPT
-        columns["input_ids"].append(source_ids if dropped == _KEPT else [])
-        columns["labels"].append(target_ids if dropped == _KEPT else [])
+            dropped = KEPT
+        columns["input_ids"].append(source_ids if dropped == KEPT else [])
+        columns["labels"].append(target_ids if dropped == KEPT else [])
         columns["dropped"].append(dropped)
     return columns
 

@@ -7,12 +7,16 @@ import sys
 import time
 from copy import deepcopy
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import (
@@ -26,8 +30,10 @@ from transformers import (
     TrainerState,
     TrainingArguments,
 )
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .batching import TokenBatchSampler, token_lengths
 from .checkpoints import complete_checkpoints
@@ -35,6 +41,7 @@ from .configuration_vanilla_transformer import VanillaTransformerConfig
 from .decoding import translate
 from .errors import UserError, first_line
 from .modeling_vanilla_transformer import IGNORED_LABEL
+from .streaming import TokenStream
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +142,7 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
     """Seq2SeqTrainer with batches by token budget and the paper's label smoothing.
 
     It differs from the stock trainer, which works with the model as well, in this:
-    - Training batches are those of `TokenBatchSampler`.
+    - Training batches are those of `TokenBatchSampler`, or of a `TokenStream` that is the `train_dataset`.
     - The model smooths the labels itself, in training only: the loss is the same however a batch is split for
       gradient accumulation, and `eval_loss` is the negative log-likelihood.
     - The log has source and target tokens per second, `minutes` since the run began (validation, checkpoints and what
@@ -188,7 +195,13 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
         )
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches by token budget, each process's share of `token_batches`."""
+        """Batches by token budget, each process's share of `token_batches` or of the stream."""
+        if isinstance(self.train_dataset, TokenStream):
+            # No workers: each would read the whole stream. A generator of its own: iterating draws a seed, which
+            # resuming would otherwise draw once more from the generator that dropout uses.
+            return DataLoader(
+                self.train_dataset, batch_size=None, collate_fn=self.data_collator, generator=torch.Generator()
+            )
         loader = DataLoader(
             self._remove_unused_columns(self.train_dataset, description="training"),
             batch_sampler=self.token_batches(),
@@ -205,10 +218,25 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
         finally:
             dataloader_config.even_batches = even_batches
 
-    def train(self, *args: Any, **kwargs: Any) -> Any:
-        """The stock training, with the clocks started."""
+    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
+        """The stock training, with the clocks started, and a stream of data where the checkpoint's had come to.
+
+        Raises:
+            UserError: The checkpoint was trained on a stream and this run's data is none, or the other way round.
+        """
+        if resume_from_checkpoint is not None:
+            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
+            position = state.stateful_callbacks.get(TokenStream.__name__)
+            if (position is not None) != isinstance(self.train_dataset, TokenStream):
+                raise UserError(
+                    f"{resume_from_checkpoint} was trained {'without' if position is None else 'with'} --streaming; "
+                    "continue it in the same way"
+                )
+            if position is not None:
+                self.train_dataset.resume(position)
+                self.args.ignore_data_skip = True  # the stream skips by itself, without making the batches
         self._clock = self._last_line = time.perf_counter()
-        return super().train(*args, **kwargs)
+        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
 
     def training_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
         """The stock step; counts tokens, and stops where the loss is not finite.
@@ -270,12 +298,16 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
             self._clock += time.perf_counter() - start
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The stock checkpoint, with the clock stopped and a sentence where it can't be written.
+        """The stock checkpoint, with the stream's position, the clock stopped and a sentence where it can't be written.
 
         Raises:
             UserError: The disk is full or the folder can't be written into.
         """
         start = time.perf_counter()
+        if isinstance(self.train_dataset, TokenStream):
+            batches_per_step = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+            taken = self.state.global_step * batches_per_step
+            self.state.stateful_callbacks[TokenStream.__name__] = self.train_dataset.position(taken)
         try:
             super()._save_checkpoint(*args, **kwargs)
         except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save, of the optimizer
@@ -286,6 +318,37 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
             ) from error
         finally:
             self._clock += time.perf_counter() - start
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """The stock save; under FSDP, which gives the model a class of its own, by the model's own name and code."""
+        model_class = type(self.model)
+        if isinstance(self.model, FSDPModule):
+            self.model.__class__ = model_class.__bases__[1]
+            state_dict = self._without_tied(state_dict)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model.__class__ = model_class
+
+    def _without_tied(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """One name for each matrix; FSDP gathers a tied one under each of its names."""
+        return {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
+
+    def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
+        """The stock loading; under FSDP from model.safetensors, as torch's own way fails where matrices are tied."""
+        model = self.model if model is None else model
+        if not isinstance(model, FSDPModule):
+            super()._load_from_checkpoint(checkpoint, model)
+            return
+        weights = self._without_tied(load_file(Path(checkpoint, SAFE_WEIGHTS_NAME)))
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+
+    def _load_best_model(self) -> None:
+        """The stock loading of the best checkpoint, under FSDP in the same way as in resuming."""
+        if isinstance(self.model, FSDPModule):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """The stock step, without what it leaves in the generation config: a `max_length` of 20 among others."""
@@ -384,9 +447,10 @@ class SampleTranslations(TrainerCallback):
         model: PreTrainedModel,
         **kwargs: Any,
     ) -> None:
+        # Every process translates, as under FSDP the model is in parts with all of them.
+        translations = list(translate(model, self.tokenizer, [source for source, _ in self.pairs], num_beams=1))
         if not state.is_world_process_zero:
             return
-        translations = translate(model, self.tokenizer, [source for source, _ in self.pairs], num_beams=1)
         for (source, reference), (translation,) in zip(self.pairs, translations, strict=True):
             print(f"  source      {source}\n  reference   {reference}\n  translation {translation}\n")
 

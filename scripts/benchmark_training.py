@@ -51,23 +51,6 @@ MEMORY_PRESET, MEMORY_TYPES = "base", 37_000
 MEMORY_LENGTH = 25  # tokens of each sentence in the memory part, about the mean of WMT
 
 
-@dataclass
-class BenchmarkArguments:
-    train_file: str | None = field(default=None, metadata={"help": "Sentence pairs, as for train.py; else numbers."})
-    source_lang: str = field(default="en", metadata={"help": "Language of the source."})
-    target_lang: str = field(default="fr", metadata={"help": "Language of the target."})
-    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Of {', '.join(PARTS)}."})
-    presets: list[str] = field(default_factory=lambda: ["tiny", "base"], metadata={"help": "Sizes to compare at."})
-    vocab_size: int = field(default=10_000, metadata={"help": "Types of the tokenizer that is trained."})
-    tokens: int = field(default=4_096, metadata={"help": "Budget of a batch, source and target each."})
-    batches: int = field(default=6, metadata={"help": "Different batches that are stepped through."})
-    rounds: int = field(default=3, metadata={"help": "How often each contender has its turn."})
-    pipeline_steps: int = field(default=30, metadata={"help": "Steps of a pipeline in each of its turns."})
-    memory_tokens: list[int] = field(
-        default_factory=lambda: [6_250], metadata={"help": "Source and as many target tokens in the memory part."}
-    )
-
-
 # The contenders
 
 
@@ -151,6 +134,27 @@ def make_torch(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[B
 CONTENDERS = {"ours": make_ours, "MarianMT": make_marian, "torch.nn.Transformer": make_torch}
 
 
+@dataclass
+class BenchmarkArguments:
+    train_file: str | None = field(default=None, metadata={"help": "Sentence pairs, as for train.py; else numbers."})
+    source_lang: str = field(default="en", metadata={"help": "Language of the source."})
+    target_lang: str = field(default="fr", metadata={"help": "Language of the target."})
+    parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Of {', '.join(PARTS)}."})
+    presets: list[str] = field(default_factory=lambda: ["tiny", "base"], metadata={"help": "Sizes to compare at."})
+    vocab_size: int = field(default=10_000, metadata={"help": "Types of the tokenizer that is trained."})
+    tokens: int = field(default=4_096, metadata={"help": "Budget of a batch, source and target each."})
+    batches: int = field(default=6, metadata={"help": "Different batches that are stepped through."})
+    rounds: int = field(default=3, metadata={"help": "How often each contender has its turn."})
+    pipeline_steps: int = field(default=30, metadata={"help": "Steps of a pipeline in each of its turns."})
+    contenders: list[str] = field(
+        default_factory=lambda: list(CONTENDERS),
+        metadata={"help": "Who takes part in steps and memory, beside ours, where a machine is too small for all."},
+    )
+    memory_tokens: list[int] = field(
+        default_factory=lambda: [6_250], metadata={"help": "Source and as many target tokens in the memory part."}
+    )
+
+
 def make_step(name: str, config: VanillaTransformerConfig) -> Callable[[Batch], None]:
     """A whole step of a new model: forward, backward and Adam, which all contenders share."""
     torch.manual_seed(0)
@@ -190,9 +194,9 @@ def matrix_product_rate(size: int = 2_048, repeats: int = 3) -> float:
     return repeats * 2 * size**3 / (time.perf_counter() - start)
 
 
-def compare_steps(config: VanillaTransformerConfig, batches: list[Batch], rounds: int) -> None:
+def compare_steps(config: VanillaTransformerConfig, batches: list[Batch], rounds: int, contenders: list[str]) -> None:
     """Each contender's turn through all batches, in each round; the first round, not counted, warms up."""
-    steps = {name: make_step(name, config) for name in CONTENDERS}
+    steps = {name: make_step(name, config) for name in contenders}
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     rates = []
     for _ in range(rounds + 1):
@@ -307,10 +311,10 @@ def peak_memory(name: str, tokens: int) -> float:
     return int(status.split("VmHWM:")[1].split()[0]) * 1024 / 1e9
 
 
-def compare_memory(tokens: int) -> None:
+def compare_memory(tokens: int, contenders: list[str]) -> None:
     """Peak memory of each contender, in a process of its own."""
     ours = float("nan")
-    for name in CONTENDERS:
+    for name in contenders:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
             try:
                 peak = executor.submit(peak_memory, name, tokens).result()
@@ -338,6 +342,9 @@ def main(argv: list[str] | None = None) -> None:
     (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
     if unknown := set(arguments.parts) - set(PARTS):
         raise UserError(f"--parts has {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
+    if unknown := set(arguments.contenders) - set(CONTENDERS):
+        raise UserError(f"--contenders has {', '.join(sorted(unknown))}; choose from {', '.join(CONTENDERS)}")
+    contenders = [name for name in CONTENDERS if name == "ours" or name in arguments.contenders]
     disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
@@ -350,13 +357,14 @@ def main(argv: list[str] | None = None) -> None:
         if "steps" in arguments.parts:
             collator = TranslationCollator(tokenizer, config.decoder_start_token_id)
             chosen = itertools.islice(sampler, arguments.batches)
-            compare_steps(config, [collator([dataset[i] for i in indices]) for indices in chosen], arguments.rounds)
+            batches = [collator([dataset[i] for i in indices]) for indices in chosen]
+            compare_steps(config, batches, arguments.rounds, contenders)
         if "pipelines" in arguments.parts:
             compare_pipelines(preset, config, tokenizer, dataset, sampler, arguments)
     if "memory" in arguments.parts:
         for tokens in arguments.memory_tokens:
             print(f"\nmemory: {MEMORY_PRESET}, {MEMORY_TYPES:,} types, {tokens:,} + {tokens:,} tokens, one step")
-            compare_memory(tokens)
+            compare_memory(tokens, contenders)
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ def test_the_loss_of_no_label_is_zero(smoothing):
 @pytest.mark.parametrize("shape", [(1_000_003,), (100, 10, 1_000)])
 def test_dropout_sets_a_share_of_p_to_zero_and_scales_the_rest_gradients_too(p, shape):
     x = torch.ones(shape, requires_grad=True)
-    y = modeling.dropout(x, p, training=True)
+    y = modeling.dropout(x.clone(), p, training=True)  # in place
     zeros = y == 0
     assert abs(zeros.float().mean().item() - p) < 0.003  # six standard deviations
     torch.testing.assert_close(y[~zeros].unique(), torch.tensor([1 / (1 - p)]))
@@ -309,7 +309,14 @@ def test_dropout_sets_a_share_of_p_to_zero_and_scales_the_rest_gradients_too(p, 
     if len(dropped) > 1_000:
         correlation = torch.corrcoef(dropped.T) - torch.eye(4)
         assert correlation.abs().max() < 0.015
-    assert not torch.equal(y, modeling.dropout(x, p, training=True))
+    assert not torch.equal(y, modeling.dropout(x.clone(), p, training=True))
+
+
+def test_dropout_in_every_place_has_gradients():
+    """What dropout overwrites must not be needed in the backward pass: ReLU's output would be."""
+    model, batch = small_model(dropout=0.1, attention_dropout=0.1, activation_dropout=0.1).train(), ragged_batch()
+    model(**batch, labels=labels_of(batch["decoder_input_ids"])).loss.backward()
+    assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients(model).values())
 
 
 def test_dropout_is_none_in_evaluation_and_torchs_own_when_compiled():

@@ -304,6 +304,7 @@ def test_bfloat16_and_gradient_checkpointing_by_the_usual_flags(tmp_path, tokeni
     assert checkpointed == plain and equal_weights(tmp_path / "plain", tmp_path / "checkpointed")
 
 
+@pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 can't trace transformers' own decorators")
 def test_compiled_training_gives_the_losses_of_plain_training(tmp_path, tokenizer, dataset):
     plain = losses_of(tmp_path / "plain", tokenizer, dataset)
     compiled = losses_of(

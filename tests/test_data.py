@@ -116,8 +116,9 @@ def test_parquet(tmp_path, nested):
     assert load_pairs(tmp_path / "a.parquet", "en", "de").to_list() == PAIRS
 
 
+@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("nested", [False, True])
-def test_hub_data_set(monkeypatch, nested):
+def test_hub_data_set(monkeypatch, nested, streaming):
     rows = [{"en": pair["source"], "de": pair["target"]} for pair in PAIRS]
     plain = Dataset.from_list(rows)
     translation = Dataset.from_dict({"translation": rows}, Features({"translation": Translation(["de", "en"])}))
@@ -125,12 +126,13 @@ def test_hub_data_set(monkeypatch, nested):
 
     def load_dataset(*args, **kwargs):
         asked.append((args, kwargs))
-        return translation if nested else plain
+        dataset = translation if nested else plain
+        return dataset.to_iterable_dataset() if streaming else dataset
 
     monkeypatch.setattr(data, "load_dataset", load_dataset)
-    pairs = load_pairs("someone/some-data", "en", "de", split="test", config_name="de-en")
-    assert pairs.to_list() == PAIRS
-    assert asked == [(("someone/some-data", "de-en"), {"split": "test", "streaming": False})]
+    pairs = load_pairs("someone/some-data", "en", "de", split="test", config_name="de-en", streaming=streaming)
+    assert list(pairs) == PAIRS
+    assert asked == [(("someone/some-data", "de-en"), {"split": "test", "streaming": streaming})]
 
 
 def test_pairs_are_memory_mapped_and_made_once(tmp_path, monkeypatch):

@@ -84,6 +84,13 @@ def test_no_batch_exceeds_the_budget_and_similar_lengths_are_together(folder, to
     assert 0 < stream.padding < 0.15
 
 
+def test_report_and_padding_are_those_of_the_batches_made(folder, tokenizer):
+    stream = stream_of(load(folder), tokenizer, buffer_size=500)
+    assert (stream.report.kept, stream.padding) == (0, 0)
+    next(iter(stream))
+    assert stream.report.kept == len(PAIRS) and 0 < stream.padding < 0.15
+
+
 def test_epochs_differ_in_order(folder, tokenizer):
     stream = iter(stream_of(load(folder), tokenizer, buffer_size=500))
     first, second = ([], [])
@@ -134,7 +141,7 @@ def test_what_is_dropped_is_counted(tmp_path, tokenizer):
         ("good", "gut"),
         ("good too", "auch gut"),
     ]
-    assert str(stream.report).startswith("kept 2 of 5 pairs; dropped 2 with an empty side, 1 over")
+    assert str(stream.report).startswith("kept 3 of 6 pairs; dropped 2 with an empty side, 1 over")
 
 
 def test_what_can_not_be_is_refused_with_a_sentence(tmp_path, folder, tokenizer):

@@ -75,24 +75,21 @@ class TokenStream(TorchIterableDataset):
         self.seed = seed
         self.process_index = process_index
         self.num_processes = num_processes
-        # Where to begin: what was read and batched before a buffer, and how many batches of all were already taken.
+        # What was read and batched before a buffer: before the first to make, before those made, and up to now.
         self._start = {"epoch": 0, "batches": 0, "dropped": [0] * 4, "tokens": 0, "places": 0, "reader": None}
-        self._taken = 0
         self._buffers: deque[dict[str, Any]] = deque()
+        self._now = self._start
+        self._taken = 0  # how many batches of all processes a run has trained on that is resumed
 
     @property
     def report(self) -> DropReport:
         """What was kept and dropped of the pairs read so far, each counted as often as it was read."""
-        return DropReport(*self._latest["dropped"])
+        return DropReport(*self._now["dropped"])
 
     @property
     def padding(self) -> float:
         """Share of the tokens of the batches made so far that is padding, source and target together."""
-        return 1 - self._latest["tokens"] / max(1, self._latest["places"])
-
-    @property
-    def _latest(self) -> dict[str, Any]:
-        return self._buffers[-1] if self._buffers else self._start
+        return 1 - self._now["tokens"] / self._now["places"] if self._now["places"] else 0.0
 
     def position(self, taken: int) -> dict[str, Any]:
         """Where a run stands that has trained on the first `taken` batches of all processes; ready for JSON.
@@ -108,19 +105,20 @@ class TokenStream(TorchIterableDataset):
         self._start, self._taken = position["buffer"], position["taken"]
 
     def __iter__(self) -> Iterator[list[Pair]]:
-        state = self._start
+        self._now = self._start
         self._buffers.clear()
         while True:
             reader = copy.copy(self.pairs)  # which would begin at the last state loaded into it for ever
-            reader.set_epoch(state["epoch"])
-            if state["reader"] is not None:
-                reader.load_state_dict(state["reader"])
+            reader.set_epoch(self._now["epoch"])
+            if self._now["reader"] is not None:
+                reader.load_state_dict(self._now["reader"])
             rows = iter(reader)
             while True:
-                self._buffers.append(state)
+                before = self._now
+                self._buffers.append(before)
                 buffer, dropped = self._fill(rows)
-                state = state | {
-                    "dropped": (np.array(state["dropped"]) + dropped).tolist(),
+                self._now = before | {
+                    "dropped": [sum(counts) for counts in zip(before["dropped"], dropped, strict=True)],
                     "reader": reader.state_dict(),
                 }
                 if not buffer:
@@ -129,21 +127,21 @@ class TokenStream(TorchIterableDataset):
                     np.array([len(pair["input_ids"]) for pair in buffer]),
                     np.array([len(pair["labels"]) for pair in buffer]),
                     self.max_tokens,
-                    seed=self.seed + state["batches"],
+                    seed=self.seed + before["batches"],
                 )
-                for number, indices in enumerate(sampler, start=state["batches"]):
+                self._now |= {
+                    "batches": before["batches"] + len(sampler),
+                    "tokens": before["tokens"] + sampler.tokens,
+                    "places": before["places"] + sampler.places,
+                }
+                for number, indices in enumerate(sampler, start=before["batches"]):
                     if number >= self._taken and number % self.num_processes == self.process_index:
                         yield [buffer[index] for index in indices]
-                state = state | {
-                    "batches": state["batches"] + len(sampler),
-                    "tokens": state["tokens"] + sampler.tokens,
-                    "places": state["places"] + sampler.places,
-                }
-            DropReport(*state["dropped"]).check()
-            state = state | {"epoch": state["epoch"] + 1, "reader": None}
+            self.report.check()
+            self._now = self._now | {"epoch": self._now["epoch"] + 1, "reader": None}
 
-    def _fill(self, rows: Iterator[dict[str, str]]) -> tuple[list[Pair], np.ndarray]:
-        """The next pairs to keep, none at the end, and how many were kept or dropped for which reason: int64 of [4]."""
+    def _fill(self, rows: Iterator[dict[str, str]]) -> tuple[list[Pair], list[int]]:
+        """The next pairs to keep, none at the end, and how many were kept or dropped, as in `DropReport`."""
         buffer: list[Pair] = []
         dropped = np.zeros(4, dtype=np.int64)
         while len(buffer) < self.buffer_size and (
@@ -157,4 +155,4 @@ class TokenStream(TorchIterableDataset):
                 for row, reason in enumerate(encoded["dropped"])
                 if reason == KEPT
             ]
-        return buffer, dropped
+        return buffer, dropped.tolist()

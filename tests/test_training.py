@@ -304,6 +304,20 @@ def test_bfloat16_and_gradient_checkpointing_by_the_usual_flags(tmp_path, tokeni
     assert checkpointed == plain and equal_weights(tmp_path / "plain", tmp_path / "checkpointed")
 
 
+@pytest.mark.gpu
+def test_float16_by_the_usual_flag(tmp_path, tokenizer, dataset):
+    plain = losses_of(tmp_path / "plain", tokenizer, dataset, use_cpu=False)
+    rounded = losses_of(tmp_path / "fp16", tokenizer, dataset, use_cpu=False, fp16=True)
+    assert rounded != plain and rounded == pytest.approx(plain, rel=0.02)
+
+
+def test_float16_on_a_cpu_is_refused(tmp_path, tokenizer, dataset):
+    with pytest.raises(
+        UserError, match="fp16 is set, but on a CPU accelerate trains in float32 all the same; use bf16"
+    ):
+        losses_of(tmp_path, tokenizer, dataset, fp16=True)
+
+
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 can't trace transformers' own decorators")
 def test_compiled_training_gives_the_losses_of_plain_training(tmp_path, tokenizer, dataset):
     plain = losses_of(tmp_path / "plain", tokenizer, dataset)

@@ -152,7 +152,7 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
     - `model.generation_config` and `config.use_cache` stay as they were, so that a saved model keeps both.
 
     Raises:
-        UserError: A tokenizer with more types than the model has, or neither a warm-up nor a learning rate.
+        UserError: A tokenizer with more types than the model has, neither warm-up nor learning rate, or fp16 on a CPU.
     """
 
     args: PaperTrainingArguments
@@ -164,6 +164,8 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
                 f"the tokenizer has {len(tokenizer)} types, but the model's vocab_size is {model.config.vocab_size}; "
                 "use the model's own tokenizer, or model.resize_token_embeddings"
             )
+        if args.fp16 and args.device.type == "cpu":
+            raise UserError("fp16 is set, but on a CPU accelerate trains in float32 all the same; use bf16, or neither")
         set_paper_learning_rate(args, model.config.d_model)
         use_cache = model.config.use_cache
         super().__init__(model=model, args=args, **kwargs)

@@ -38,9 +38,10 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.batching import TokenBatchSampler, token_lengths
-from vanilla_transformer.data import TranslationCollator, encode_pairs, iterate_sentences, load_pairs, number_pairs
+from vanilla_transformer.data import TranslationCollator, encode_pairs, iterate_sentences, load_pairs
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.modeling_vanilla_transformer import IGNORED_LABEL, sinusoidal_positions
+from vanilla_transformer.number_corpus import number_pairs
 from vanilla_transformer.tokenization import train_tokenizer
 from vanilla_transformer.training import VanillaTransformerTrainer, paper_arguments
 

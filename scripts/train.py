@@ -19,10 +19,11 @@ from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerB
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.checkpoints import checkpoint_to_resume
 from vanilla_transformer.curves import plot_run
-from vanilla_transformer.data import TranslationCollator, encode_pairs, iterate_sentences, load_pairs, number_pairs
+from vanilla_transformer.data import TranslationCollator, encode_pairs, iterate_sentences, load_pairs
 from vanilla_transformer.decoding import load
 from vanilla_transformer.errors import UserError, exit_on_user_error, first_line
 from vanilla_transformer.evaluation import compute_metrics_with
+from vanilla_transformer.number_corpus import number_pairs
 from vanilla_transformer.streaming import TokenStream
 from vanilla_transformer.tokenization import PreTrainedTokenizerFast, train_tokenizer
 from vanilla_transformer.training import (

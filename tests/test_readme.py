@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vanilla_transformer.data import number_pairs
+from vanilla_transformer.number_corpus import number_pairs
 
 ROOT = Path(__file__).parents[1]
 FEW_STEPS = (

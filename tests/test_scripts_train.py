@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
-from vanilla_transformer.data import number_pairs
+from vanilla_transformer.number_corpus import number_pairs
 from vanilla_transformer.tokenization import PreTrainedTokenizerFast
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"

@@ -16,9 +16,9 @@ from helpers import one_layer_config
 from transformers.utils.logging import enable_progress_bar as enable_transformers_bars
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
-from vanilla_transformer.data import number_pairs
 from vanilla_transformer.decoding import load, one_line, translate
 from vanilla_transformer.evaluation import score
+from vanilla_transformer.number_corpus import number_pairs
 from vanilla_transformer.tokenization import train_tokenizer
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"

@@ -1,21 +1,18 @@
-"""Sentence pairs: reading, filtering and tokenizing them, batching them for training, and an embedded corpus.
+"""Sentence pairs: reading, filtering and tokenizing them, and batching them for training.
 
 Unless it is streamed, everything is a memory-mapped `datasets.Dataset` in the cache of the `datasets` library, made
 once and found again as long as the files, the settings and this module stay the same.
 """
 
-import copy
 import csv
 import gzip
 import json
 import os
-import random
 import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
-from itertools import pairwise, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +21,6 @@ import torch
 from datasets import Dataset, Features, IterableDataset, Value, load_dataset
 from datasets.exceptions import DatasetGenerationError, DatasetsError
 from datasets.fingerprint import Hasher
-from num2words import CONVERTER_CLASSES
 from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
 from .errors import UserError, first_line
@@ -263,10 +259,15 @@ def _read_files(
     if streaming:
         source = {"reader": reader, "arguments": arguments}
         return IterableDataset.from_generator(_named, PAIR_FEATURES, gen_kwargs=source)
-    return _generate(reader, arguments, _fingerprint(reader.__name__, stamps, source_lang, target_lang))
+    return generate_pairs(reader, arguments, fingerprint_of(reader.__name__, stamps, source_lang, target_lang))
 
 
-def _generate(reader: Callable[..., Iterator], arguments: tuple, fingerprint: str) -> Dataset:
+def generate_pairs(reader: Callable[..., Iterator], arguments: tuple, fingerprint: str) -> Dataset:
+    """The pairs that `reader(*arguments)` yields, written into the cache once and found there by the fingerprint.
+
+    Raises:
+        UserError: Whatever the reader raises, or it yields nothing.
+    """
     try:
         return Dataset.from_generator(
             _named, PAIR_FEATURES, gen_kwargs={"reader": reader, "arguments": arguments}, fingerprint=fingerprint
@@ -290,7 +291,7 @@ def _no_pairs(where: str) -> str:
     return f"{where} holds no sentence pairs; give data with at least one"
 
 
-def _fingerprint(*parts: Any) -> str:
+def fingerprint_of(*parts: Any) -> str:
     """A name for what these parts lead to; this file is among them, so that new code finds no old results."""
     return Hasher.hash((Path(__file__).read_bytes(), parts))
 
@@ -446,7 +447,7 @@ def encode_pairs(
         remove_columns=pairs.column_names,
         features=Features({"input_ids": [Value("int32")], "labels": [Value("int32")], "dropped": Value("int8")}),
         num_proc=None if num_proc is None else min(num_proc, len(pairs)),
-        new_fingerprint=_fingerprint(pairs._fingerprint, backend, tokenizer.split_special_tokens, limits),
+        new_fingerprint=fingerprint_of(pairs._fingerprint, backend, tokenizer.split_special_tokens, limits),
         desc="Tokenizing",
     )
     dropped = encoded.data.column("dropped").to_numpy()
@@ -536,92 +537,3 @@ class TranslationCollator:
         batch = self._pad([{name: feature[name] for name in ("input_ids", "labels")} for feature in features])
         decoder_input_ids = shift_right(batch["labels"], self.pad_token_id, self.decoder_start_token_id)
         return {**batch, "decoder_input_ids": decoder_input_ids}
-
-
-# The embedded corpus: numbers written out
-
-_DIGIT_EDGES = (0, 10, 100, 1_000, 10_000, 100_000, 1_000_000)  # the numbers of n digits lie from one to the next
-_ALWAYS_TRAIN = 100  # below it, many languages have a word of its own for each number
-_SPLITS = ("train", "validation", "test")
-
-
-def number_pairs(source_lang: str, target_lang: str, split: str, size: int, seed: int = 0) -> Dataset:
-    """Numbers from 0 to 999,999, written out in two languages by the library `num2words`.
-
-    Which split a number belongs to is fixed, so that no number is in two splits whatever their sizes and seeds: below
-    100 all are for training; above, a checksum of its digits puts a tenth each into validation and test. A split's
-    sample takes equally many numbers of each count of digits, or all there are, so that small numbers are well
-    represented; no number comes twice.
-
-    Args:
-        source_lang: A language that `num2words` knows, such as "en", "fr", "de" or "ko".
-        target_lang: Another one.
-        split: "train", "validation" or "test".
-        size: How many pairs.
-        seed: Decides which numbers are taken, and their order.
-
-    Returns:
-        A memory-mapped data set with the string columns "source" and "target".
-
-    Raises:
-        UserError: `num2words` does not know a language or can't write one of the numbers in it, there is no such split,
-            or it has fewer numbers than `size`.
-    """
-    for lang in (source_lang, target_lang):
-        if lang not in CONVERTER_CLASSES:
-            known = ", ".join(sorted(CONVERTER_CLASSES))
-            raise UserError(f"num2words does not know the language {lang!r}; choose from {known}")
-    numbers = _sample_numbers(split, size, seed)
-    return _generate(
-        _write_numbers,
-        (tuple(numbers), source_lang, target_lang),
-        _fingerprint(version("num2words"), source_lang, target_lang, split, size, seed),
-    )
-
-
-def _split_of(number: int) -> str:
-    tenth = zlib.crc32(b"%d" % number) % 10
-    return "train" if number < _ALWAYS_TRAIN or tenth > 1 else "test" if tenth else "validation"
-
-
-def _sample_numbers(split: str, size: int, seed: int) -> list[int]:
-    if split not in _SPLITS:
-        raise UserError(f"the numbers have no split {split!r}; choose from {', '.join(_SPLITS)}")
-    classes = [[n for n in range(*span) if _split_of(n) == split] for span in pairwise(_DIGIT_EDGES)]
-    available = sum(map(len, classes))
-    if not 1 <= size <= available:
-        raise UserError(f"size is {size:,}, but the {split} split can have 1 to {available:,} numbers")
-    rng = random.Random(seed)
-    sample: list[int] = []
-    for classes_left, numbers in zip(range(len(classes), 0, -1), classes, strict=True):
-        sample += rng.sample(numbers, min(len(numbers), (size - len(sample)) // classes_left))
-    rng.shuffle(sample)
-    return sample
-
-
-def _write_numbers(numbers: Sequence[int], source_lang: str, target_lang: str) -> Iterator[tuple[str, str]]:
-    sides = [(lang, _converter(lang)) for lang in (source_lang, target_lang)]
-    for number in numbers:
-        written = []
-        for lang, converter in sides:
-            try:
-                written.append(converter.to_cardinal(number))
-            except Exception as error:
-                raise UserError(
-                    f"num2words can't write {number} in {lang!r} ({type(error).__name__}); choose another language"
-                ) from error
-        yield written[0], written[1]
-
-
-def _converter(lang: str) -> Any:
-    """The writer of a language, without the words for numbers that are never asked for here.
-
-    num2words goes through all its words from the largest down for each part of a number; most are far beyond a million,
-    and without them it is three to ten times as fast.
-    """
-    converter = copy.copy(CONVERTER_CLASSES[lang])
-    if hasattr(converter, "cards"):
-        converter.cards = type(converter.cards)(
-            (n, word) for n, word in converter.cards.items() if n < _DIGIT_EDGES[-1]
-        )
-    return converter

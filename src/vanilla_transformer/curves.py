@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 
 def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
@@ -35,5 +36,6 @@ def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
             "top", functions=(lambda step: np.interp(step, steps, times), lambda time: np.interp(time, times, steps))
         )
         axis.set_xlabel("minutes")
+        axis.set_xticks([tick for tick in MaxNLocator(8).tick_values(0, times[-1]) if times[0] <= tick <= times[-1]])
     figure.legend(loc="outside upper center", ncols=len(curves))
     figure.savefig(path, dpi=150, format="png")

@@ -822,8 +822,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """The sum behind `linear_cross_entropy`: as many rows at a time as make `LOGITS_AT_ONCE` logits.
 
     The gradient of the logits is softmax(logits) less the target distribution. It is known with the loss, so it is
-    multiplied on at once, in the logits' own memory, and the logits need be neither kept nor computed again. The part
-    of the target distribution that smoothing adds is the same for all types: sums over `weight` and `hidden_states` do.
+    multiplied on at once, in the logits' own memory, and the logits need be neither kept nor computed again.
     """
 
     @staticmethod
@@ -859,16 +858,15 @@ class LinearCrossEntropy(torch.autograd.Function):
             total += ((greatest + divisors.log() - likely) * is_label).sum()
 
             grad_logits = exponentials.div_(divisors)
+            if smoothing:
+                grad_logits -= smoothing / vocab_size
             grad_logits.scatter_add_(1, chosen, torch.full_like(likely, smoothing - 1))
             grad_logits = grad_logits.to(hidden.dtype)
             if grad_hidden_states is not None:
-                grad_hidden_states[rows] = (grad_logits @ weight - smoothing * weight_mean) * is_label
+                grad_hidden_states[rows] = grad_logits @ weight * is_label
             if grad_weight is not None:
                 grad_weight += grad_logits.t() @ hidden
 
-        if grad_weight is not None and smoothing:
-            is_label = (labels != IGNORED_LABEL)[:, None]
-            grad_weight -= smoothing / vocab_size * (hidden_states * is_label).sum(dim=0, dtype=sum_dtype)
         ctx.save_for_backward(grad_hidden_states, None if grad_weight is None else grad_weight.to(weight.dtype))
         return total
 

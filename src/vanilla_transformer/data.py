@@ -282,9 +282,14 @@ def _named(reader: Callable[..., Iterator], arguments: tuple) -> Iterator[dict[s
     empty = True
     for source, target in reader(*arguments):
         empty = False
-        yield {"source": source or "", "target": target or ""}
+        yield _as_row(source, target)
     if empty:
         raise UserError(_no_pairs(arguments[0]))
+
+
+def _as_row(source: str | None, target: str | None) -> dict[str, str]:
+    """A pair by the names of its columns; what is missing is empty."""
+    return {"source": source or "", "target": target or ""}
 
 
 def _no_pairs(where: str) -> str:
@@ -342,8 +347,7 @@ def _select_languages(
         _pair_of(first, where, source_lang, target_lang)  # better refused now than in the first step
 
         def named(row: dict[str, Any]) -> dict[str, str]:
-            source, target = _pair_of(row, where, source_lang, target_lang)
-            return {"source": source or "", "target": target or ""}
+            return _as_row(*_pair_of(row, where, source_lang, target_lang))
 
         return dataset.map(named, remove_columns=list(first), features=PAIR_FEATURES)
     dataset = dataset.flatten()

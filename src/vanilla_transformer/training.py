@@ -454,7 +454,7 @@ class SampleTranslations(TrainerCallback):
         if not state.is_world_process_zero:
             return
         for (source, reference), (translation,) in zip(self.pairs, translations, strict=True):
-            print(f"  source      {source}\n  reference   {reference}\n  translation {translation}\n")
+            print(f"  source      {source}\n  reference   {reference}\n  translation {translation.text}\n")
 
 
 # Steps in all (table 3), and how many of the last checkpoints the paper averages (section 6.1). "tiny" is not in the

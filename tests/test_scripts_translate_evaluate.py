@@ -201,8 +201,14 @@ def test_translate_refuses_what_it_cannot_do(refused, folder, tmp_path):
     assert "give one of the two" in refused("translate", "seven", *model, "--input_file", str(taken))
     assert "none.txt" in refused("translate", *model, "--input_file", str(tmp_path / "none.txt"))
     assert "latin.txt, line 2" in refused("translate", *model, "--input_file", str(latin))
-    assert "standard input, line 2" in refused("translate", *model, stdin=latin.read_bytes())
     assert "on the command line" in refused("translate", os.fsdecode(b"b\xe9b\xe9"), *model)
+
+
+def test_what_comes_before_a_broken_line_of_standard_input_is_translated(run, folder):
+    flags = ["--model_name_or_path", folder, "--max_new_tokens", "20"]
+    code, out, err = run("translate", *flags, stdin=b"seven\nb\xe9b\xe9\n")
+    assert code == 2 and out.count("\n") == 1
+    assert err.startswith("error: standard input, line 2, is not valid UTF-8") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["translate", "evaluate"])

@@ -162,14 +162,13 @@ def test_a_marian_becomes_ours():
     ],
 )
 def test_another_architecture_is_refused_by_its_field(field, value):
-    named = "share_encoder_decoder_embeddings" if field == "tie_word_embeddings" else field
-    with pytest.raises(UserError, match=f"the Marian model has {named} = "):
+    with pytest.raises(UserError, match=rf"the Marian model's .*{field} is {value!r}"):
         export.from_marian(small_marian(**{field: value}))
 
 
 def test_a_marian_with_two_vocabularies_is_refused():
     marian = small_marian(share_encoder_decoder_embeddings=False, tie_word_embeddings=False, decoder_vocab_size=70)
-    with pytest.raises(UserError, match="decoder_vocab_size = 70, but only 61"):
+    with pytest.raises(UserError, match="decoder_vocab_size is 70, but only 61"):
         export.from_marian(marian)
 
 
@@ -189,8 +188,17 @@ def test_another_kind_of_model_is_refused(tokenizer, tmp_path):
         (lambda wrong: export.to_ctranslate2(wrong, tokenizer, tmp_path), marian),
         (lambda wrong: export.to_onnx(wrong, tmp_path), marian),
     ):
-        with pytest.raises(UserError, match=f"the model is a {type(wrong).__name__}"):
+        with pytest.raises(UserError, match=f"^a {type(wrong).__name__} can't be converted: it must be a "):
             convert(wrong)
+
+
+def test_adapters_are_not_dropped(tokenizer, tmp_path):
+    peft = pytest.importorskip("peft")
+    model = peft.get_peft_model(small_model(), peft.LoraConfig(target_modules=["q_proj"]))
+    for wrapped in (model, model.base_model.model):
+        with pytest.raises(UserError, match="with its adapters merged"):
+            export.to_marian(wrapped)
+    export.to_marian(model.merge_and_unload())
 
 
 # CTranslate2
@@ -310,8 +318,8 @@ def onnx(tmp_path_factory):
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
-    model = small_model(encoder_layers=1, decoder_layers=1)
-    model.generation_config.num_beams, model.generation_config.use_cache = 4, False
+    model = small_model(encoder_layers=1, decoder_layers=1, use_cache=False)  # as the Trainer leaves it
+    model.generation_config.num_beams = 4
     folder = tmp_path_factory.mktemp("onnx")
     export.to_onnx(model, folder)
     return model, folder
@@ -397,7 +405,6 @@ def test_onnx_keeps_the_configs_and_leaves_the_model_as_it_is(onnx):
     exported = ExportedModel.from_pretrained(folder)
     assert exported.config.to_diff_dict() == model.config.to_diff_dict() | {"dtype": "float32"}
     assert exported.generation_config.num_beams == 4
-    assert not exported.generation_config.use_cache
     assert model.config._attn_implementation == small_model().config._attn_implementation
 
 
@@ -483,3 +490,20 @@ def test_the_script_refuses_in_one_sentence(run, folder, tmp_path):
         "--model_name_or_path", folder, "--to", "onnx", "--quantization", "int8", "--output_dir", tmp_path / "new"
     )
     assert (code, out) == (2, "") and "--quantization goes with --to ctranslate2" in err
+
+
+@pytest.mark.slow
+def test_the_benchmark_runs_every_engine(folder, ctranslate2, tmp_path):
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "test.en").write_text("A man is riding a bike.\nA bike.\nA man.\n")
+    (tmp_path / "test.de").write_text("Ein Mann fährt Rad.\nEin Rad.\nEin Mann.\n")
+    files = ("--model_name_or_path", str(folder), "--test_file", str(tmp_path / "test"))
+    command = (sys.executable, SCRIPT.with_name("benchmark_engines.py"), *files, "--rounds", "1")
+    done = subprocess.run([*command, "--source_lang", "en", "--target_lang", "de"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    rows = [row.strip("| ").split(" | ") for row in done.stdout.splitlines() if row.startswith("|")][2:]
+    assert len(rows) == 6
+    for engine, *cells in rows:
+        assert len(cells) == 7 and float(cells[1]) >= 0 and float(cells[-1]) > 0
+        if "int8" not in engine:
+            assert cells[2] == cells[5] == "3 of 3", engine

@@ -52,6 +52,12 @@ ORIGINAL_FIELDS = {
     "encoder_layerdrop": 0,
     "decoder_layerdrop": 0,
 }
+# What only Marian has: a bias of the output layer, which is zero here, and the tables of positions.
+MARIAN_CONSTANTS = (
+    "final_logits_bias",
+    "model.encoder.embed_positions.weight",
+    "model.decoder.embed_positions.weight",
+)
 # Weights by the end of their names: those that read the residual stream have it last, those that write it first.
 READ_RESIDUAL = (
     "shared.weight",
@@ -75,9 +81,9 @@ WRITE_RESIDUAL = (
 def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> MarianMTModel:
     """The same model as transformers' own MarianMT, which needs neither this package nor code from the Hub.
 
-    `export.to_marian(model).save_pretrained(folder)` writes a folder that every transformers loads. Logits are the same
+    `export.to_marian(model).save_pretrained(folder)` writes a folder that plain transformers loads. Logits are the same
     up to rounding. MarianMT has a table of positions and counts them from the first place, padded or not: it can't read
-    more tokens than the table has, raising IndexError, and its sources must be padded on the right. It has no limit
+    more tokens than the table has (it raises IndexError), and sources must be padded on the right. It knows no limit
     that goes by the source's length; a generation config without any is given the table's length.
 
     Args:
@@ -90,7 +96,8 @@ def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> Ma
     Raises:
         UserError: Another kind of model.
     """
-    config = _config_of(model, "vanilla_transformer")
+    _check_is(model, VanillaTransformerForConditionalGeneration)
+    config = model.config
     marian = MarianMTModel(
         MarianConfig(
             **{field: getattr(config, field) for field in SHARED_FIELDS},
@@ -100,8 +107,8 @@ def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> Ma
         )
     )
     order = torch.cat([torch.arange(0, config.d_model, 2), torch.arange(1, config.d_model, 2)])
-    # What is missing are Marian's constants: the table of positions, and a bias of the output that is zero.
-    marian.load_state_dict(_with_residual_in_order(model.state_dict(), order), strict=False)
+    constants = {name: weight for name, weight in marian.state_dict().items() if name in MARIAN_CONSTANTS}
+    marian.load_state_dict(_with_residual_in_order(model.state_dict(), order) | constants)
     marian.generation_config = copy.deepcopy(model.generation_config)
     if marian.generation_config.max_length is None and marian.generation_config.max_new_tokens is None:
         marian.generation_config.max_length = max_position_embeddings
@@ -124,26 +131,27 @@ def from_marian(marian: MarianMTModel) -> VanillaTransformerForConditionalGenera
         UserError: Another kind of model, or another architecture; the sentence names the field.
         ValueError: Token ids that the config refuses.
     """
-    config = _config_of(marian, "marian")
-    original = ORIGINAL_FIELDS | {
-        "decoder_vocab_size": config.vocab_size,
-        "share_encoder_decoder_embeddings": config.tie_word_embeddings,
-    }
-    for field, value in original.items():
+    _check_is(marian, MarianMTModel)
+    config = marian.config
+    for field, value in (ORIGINAL_FIELDS | {"decoder_vocab_size": config.vocab_size}).items():
         if getattr(config, field, value) != value:
             raise UserError(
-                f"the Marian model has {field} = {getattr(config, field)!r}, but only {value!r} can be converted: the "
-                "architecture would be another"
+                f"the Marian model's {field} is {getattr(config, field)!r}, but only {value!r} is the architecture of "
+                "this package"
             )
+    if config.share_encoder_decoder_embeddings != config.tie_word_embeddings:
+        raise UserError(
+            f"the Marian model's share_encoder_decoder_embeddings is {config.share_encoder_decoder_embeddings} and its "
+            f"tie_word_embeddings is {config.tie_word_embeddings}; the three matrices must be one, or three"
+        )
     if marian.final_logits_bias.any():
-        raise UserError("the Marian model has a final_logits_bias that is not zero, but the output layer has no bias")
+        raise UserError("the Marian model's final_logits_bias is not zero, but our output layer has no bias")
     fields = {field: getattr(config, field) for field in SHARED_FIELDS}
     if fields["bos_token_id"] is None:
         fields["bos_token_id"] = fields["decoder_start_token_id"]
     model = VanillaTransformerForConditionalGeneration(VanillaTransformerConfig(**fields))
     order = torch.arange(config.d_model).view(2, -1).t().flatten()
-    constants = ("final_logits_bias", "model.encoder.embed_positions.weight", "model.decoder.embed_positions.weight")
-    weights = {name: weight for name, weight in marian.state_dict().items() if name not in constants}
+    weights = {name: weight for name, weight in marian.state_dict().items() if name not in MARIAN_CONSTANTS}
     model.load_state_dict(_with_residual_in_order(weights, order))
     model.generation_config = copy.deepcopy(marian.generation_config)
     return model.to(marian.device, marian.dtype).eval()
@@ -181,7 +189,8 @@ def to_ctranslate2(
     """Write the model for CTranslate2, a fast engine in C++: `ctranslate2.Translator(folder)`.
 
     It takes and gives tokens, with `</s>` at the source's end as the tokenizer puts it there:
-    `tokenizer.convert_ids_to_tokens(tokenizer(sentence)["input_ids"])`. Sentences may have 1,024 tokens.
+    `tokenizer.convert_ids_to_tokens(tokenizer(sentence)["input_ids"])`. It has 1,024 positions and cuts longer
+    sources.
 
     Nothing of the generation config goes with the model: CTranslate2's own defaults are beams of 2, a length penalty of
     1 and 256 tokens at most. It divides a log-probability by length^length_penalty, as transformers does and the paper
@@ -197,7 +206,7 @@ def to_ctranslate2(
     Raises:
         UserError: CTranslate2 is not installed or can't represent the model, or the folder is in use.
     """
-    _config_of(model, "vanilla_transformer")
+    _check_is(model, VanillaTransformerForConditionalGeneration)
     _check_not_in_use(folder)
     types = require("ctranslate2", extra="ct2").specs.model_spec.ACCEPTED_MODEL_TYPES
     if quantization is not None and quantization not in types:
@@ -230,7 +239,7 @@ def to_onnx(model: PreTrainedModel, folder: str | Path) -> None:
     Raises:
         UserError: Another kind of model, the folder is in use, or what the exporter needs is missing or too old.
     """
-    _config_of(model, "vanilla_transformer")
+    _check_is(model, VanillaTransformerForConditionalGeneration)
     _check_not_in_use(folder)
     require("onnx", extra="onnx")
     passes = require("onnx_ir.passes.common", extra="onnx")
@@ -257,11 +266,10 @@ def _exported_to_onnx(model: PreTrainedModel) -> "transformers.exporters.Exporte
     source = {"input_ids": torch.full((2, 5), model.config.eos_token_id), "attention_mask": torch.ones(2, 5).long()}
     start = torch.full((2, 3), model.config.decoder_start_token_id)
     encoder = exporter.export(model.get_encoder(), dict(source), settings)
+    search = GenerationConfig.from_model_config(model.config)
+    search.use_cache = True
     decoder = exporter.export_for_generation(
-        model,
-        source | {"decoder_input_ids": start},
-        settings,
-        generation_config=GenerationConfig.from_model_config(model.config),
+        model, source | {"decoder_input_ids": start}, settings, generation_config=search
     )
     components = {"encoder": encoder.components["model"], **decoder.components}
     return ExportedModel(components, exporter.export_format, model.config, model.generation_config)
@@ -279,14 +287,23 @@ def _quiet() -> Iterator[None]:
         logging.disable(previous)
 
 
-def _config_of(model: PreTrainedModel, model_type: str) -> VanillaTransformerConfig | MarianConfig:
-    """The model's config, where it is of the type (by name: code from the Hub has classes of its own)."""
+def _check_is(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:
+    """Refuse what is no model of the class, by its config and the names of its weights: code from the Hub has classes
+    of its own, and adapters would be lost without a word.
+
+    Raises:
+        UserError: Another kind of model, or one with adapters or quantized weights.
+    """
     config = getattr(model, "config", None)
-    if getattr(config, "model_type", None) != model_type or not hasattr(model, "lm_head"):
+    fits = getattr(config, "model_type", None) == model_class.config_class.model_type
+    if fits:
+        with torch.device("meta"):
+            fits = model_class(copy.deepcopy(config)).state_dict().keys() == model.state_dict().keys()
+    if not fits:
         raise UserError(
-            f"the model is a {type(model).__name__}; it must be one for generation whose model_type is {model_type!r}"
+            f"a {type(model).__name__} can't be converted: it must be a {model_class.__name__}, without quantization "
+            "and with its adapters merged"
         )
-    return config
 
 
 def _check_not_in_use(folder: str | Path) -> None:
@@ -297,5 +314,6 @@ def _check_not_in_use(folder: str | Path) -> None:
 def _float32_copy(model: PreTrainedModel) -> PreTrainedModel:
     """A copy on the CPU in eval mode, with the attention that every engine can trace."""
     copied = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    copied.config.dtype = torch.float32
     copied.set_attn_implementation("sdpa")
     return copied

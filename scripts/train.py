@@ -216,7 +216,10 @@ def main(argv: list[str] | None = None) -> None:
         say(f"train: {train_dataset.report}")
         say(f"batches: {train_dataset.padding:.1%} of their tokens padding")
     if trainer.is_world_process_zero():
-        plot_run(trainer.state.log_history, Path(training_arguments.output_dir, "training.png"))
+        try:
+            plot_run(trainer.state.log_history, Path(training_arguments.output_dir, "training.png"))
+        except UserError as error:  # without the extra [plots]
+            say(f"no picture of the run: {error}")
     if interrupt.interrupted:
         say(f"Stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint.")
         sys.exit(130)

@@ -3,6 +3,11 @@
 python scripts/benchmark_decoding.py --train_file data/train --source_lang en --target_lang de
 
 Without data, on numbers written out. The models are new, as large as the presets, and write the same number of tokens.
+
+python scripts/benchmark_decoding.py --model_name_or_path runs/en-de --test_file data/test \
+    --source_lang en --target_lang de
+
+This compares the searches of translate() with a trained model: BLEU, speed, and length of the translations.
 """
 
 import statistics
@@ -18,6 +23,7 @@ sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() !=
 
 import torch
 import transformers
+from datasets import disable_progress_bars
 from tqdm import tqdm
 from transformers import HfArgumentParser, MarianConfig, MarianMTModel, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -28,7 +34,9 @@ from vanilla_transformer import (
     gnmt_beam_search,
 )
 from vanilla_transformer.data import iterate_sentences, load_pairs
-from vanilla_transformer.errors import exit_on_user_error, require
+from vanilla_transformer.decoding import load, translate
+from vanilla_transformer.errors import UserError, exit_on_user_error, require
+from vanilla_transformer.evaluation import score
 from vanilla_transformer.number_corpus import number_pairs
 from vanilla_transformer.tokenization import train_tokenizer
 
@@ -49,6 +57,10 @@ class BenchmarkArguments:
     new_tokens: int = field(default=16, metadata={"help": "Tokens that are written for each sentence."})
     rounds: int = field(default=5, metadata={"help": "How often each contender has its turn."})
     threads: int = field(default=1, metadata={"help": "Threads of torch and of CTranslate2."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A trained model, to compare searches with."}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "Sentence pairs to compare searches on."})
 
 
 def through_generate(model: PreTrainedModel, pad_token_id: int, new_tokens: int, **settings: Callable) -> Decode:
@@ -139,6 +151,37 @@ def in_turn(own: list[float], others: list[float]) -> str:
     return f"{statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
 
 
+def compare_searches(arguments: BenchmarkArguments) -> None:
+    """Each search of translate() in turn, in each round, over the whole test set."""
+    model, tokenizer = load(arguments.model_name_or_path, device="cpu")
+    pairs = load_pairs(arguments.test_file, arguments.source_lang, arguments.target_lang)
+    searches = {
+        "greedy": {"num_beams": 1},
+        "generate()'s beams of 4": {"num_beams": 4, "search": None},
+        "the paper's beams of 4": {"num_beams": 4},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in searches}
+    texts: dict[str, list[str]] = {}
+    for _ in tqdm(range(arguments.rounds), unit=" rounds", disable=None):
+        for name, settings in searches.items():
+            start = time.perf_counter()
+            translations = translate(model, tokenizer, pairs["source"], length_penalty=LENGTH_PENALTY, **settings)
+            texts[name] = [translation.text for (translation,) in translations]
+            seconds[name].append(time.perf_counter() - start)
+    references = list(pairs["target"])
+    print(f"{arguments.test_file}: {len(pairs):,} sentences, length penalty {LENGTH_PENALTY}")
+    print(f"| search | BLEU | brevity penalty | tokens per translation | sentences/s ({arguments.rounds} rounds) |")
+    print("|---|---|---|---|---|")
+    for name, found in texts.items():
+        scores = score(found, references)
+        tokens = statistics.mean(map(len, tokenizer(found)["input_ids"]))
+        speeds = [len(pairs) / turn for turn in seconds[name]]
+        turns = ", ".join(f"{speed:.1f}" for speed in speeds)
+        figures = f"{scores['bleu']:.2f} | {scores['brevity_penalty']:.3f} | {tokens:.2f}"
+        print(f"| {name} | {figures} | {statistics.median(speeds):.1f} ({turns}) |")
+    print(scores["bleu_signature"])
+
+
 def load_data(arguments: BenchmarkArguments) -> tuple[PreTrainedTokenizerBase, list[list[int]]]:
     """A tokenizer trained on the pairs, and the ids of the sources that are needed, in order of their lengths."""
     languages = arguments.source_lang, arguments.target_lang
@@ -165,12 +208,20 @@ def batches_of(sources: list[list[int]], size: int, arguments: BenchmarkArgument
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(BenchmarkArguments, description=__doc__.split("\n")[0])
     (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
-    ctranslate2 = require("ctranslate2", "ct2")
+    if (arguments.model_name_or_path is None) != (arguments.test_file is None):
+        raise UserError("--model_name_or_path and --test_file go together; one of them is missing")
+    disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     torch.set_num_threads(arguments.threads)
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    if arguments.model_name_or_path:
+        print(f"{versions}, {arguments.threads} threads")
+        compare_searches(arguments)
+        return
     print(
-        f"torch {torch.__version__}, transformers {transformers.__version__}, CTranslate2 {ctranslate2.__version__}, "
-        f"{arguments.threads} threads, {arguments.new_tokens} tokens written for each sentence"
+        f"{versions}, CTranslate2 {require('ctranslate2', 'ct2').__version__}, {arguments.threads} threads, "
+        f"{arguments.new_tokens} tokens written for each sentence"
     )
     tokenizer, sources = load_data(arguments)
     for preset in arguments.presets:

@@ -573,7 +573,7 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The source's embedding, which with tied embeddings is the target's too."""
-        return self.encoder.embed_tokens
+        return self.encoder.embed_tokens if self.shared is None else self.shared
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the source's embedding, and with tied embeddings the target's too."""

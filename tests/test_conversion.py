@@ -170,7 +170,7 @@ def test_text_goes_in_and_out_as_with_fairseq(tmp_path):
 
 
 def in_old_names(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Before fairseq 0.7: queries, keys and values in one matrix, norms by number, no output_projection."""
+    """As fairseq 0.6: queries, keys and values in one matrix, norms by number, no output_projection."""
     old = {}
     numbers = {"encoder": ["self_attn", "final"], "decoder": ["self_attn", "encoder_attn", "final"]}
     for name, weight in weights.items():
@@ -238,17 +238,17 @@ def save_and_forget_classes(contents: object, folder: Path, zipped: bool, monkey
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "before torch 1.6"])
-@pytest.mark.parametrize("version", ["0.5", "0.9", "0.10", "0.12", "hydra"])
+@pytest.mark.parametrize("version", ["0.6", "0.9", "omegaconf", "0.12", "omegaconf in full"])
 def test_each_version_of_the_format_gives_the_same_weights(version, zipped, checkpoint, tmp_path, monkeypatch):
     expected = convert(tmp_path, output="expected")
     args, weights = checkpoint.pop("args"), checkpoint["model"]
     cfg = {"_name": None, "model": args, "task": {"_name": "translation"}}
     contents = {
-        "0.5": {"args": args, "model": in_old_names(weights)},
+        "0.6": {"args": args, "model": in_old_names(weights)},
         "0.9": {"args": args, "model": weights, "extra_state": {"train_meters": {"train_loss": Meter()}}},
-        "0.10": {"args": None, "cfg": DictConfig(cfg), "model": weights},
+        "omegaconf": {"args": None, "cfg": DictConfig(cfg), "model": weights},
         "0.12": {"args": None, "cfg": cfg, "model": with_copies(weights)},
-        "hydra": {"args": None, "cfg": DictConfig({"model": DictConfig(vars(args))}), "model": weights},
+        "omegaconf in full": {"args": None, "cfg": DictConfig({"model": DictConfig(vars(args))}), "model": weights},
     }[version]
     save_and_forget_classes(contents, tmp_path, zipped, monkeypatch)
     converted = convert(tmp_path)

@@ -53,7 +53,7 @@ NOT_PARAMETERS = re.compile(
     r"(encoder|decoder)\.(version|embed_positions\.(weights|_float_tensor))"
     r"|encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)"
 )
-# fairseq 0.5 had layer_norms.0 and so on.
+# fairseq 0.6 had layer_norms.0 and so on.
 NUMBERED_NORMS = {
     ("encoder", "0"): "self_attn_layer_norm",
     ("encoder", "1"): "final_layer_norm",
@@ -200,7 +200,7 @@ def _refuse_opennmt(path: str | Path, contents: dict[str, Any]) -> None:
 
 
 def _options_of(path: str | Path, contents: dict[str, Any]) -> dict[str, Any]:
-    """The options of the model: `args` until fairseq 0.9, the part `model` of `cfg` since."""
+    """The options of the model: `args` until fairseq 0.10, the part `model` of `cfg` since."""
     options = _plain(contents.get("args")) or (_plain(contents.get("cfg")) or {}).get("model")
     heads = {"encoder_attention_heads", "decoder_attention_heads"}
     if not isinstance(options, dict) or not heads <= options.keys() or not isinstance(contents.get("model"), dict):

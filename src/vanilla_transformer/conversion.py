@@ -178,9 +178,9 @@ def _refuse_opennmt(path: str | Path, contents: dict[str, Any]) -> None:
     Raises:
         UserError: It is one.
     """
-    if not {"model", "generator", "opt"} <= contents.keys():
+    options, names = _plain(contents.get("opt")), contents.get("model")
+    if not isinstance(options, dict) or not isinstance(names, dict) or "generator" not in contents:
         return
-    options, names = _plain(contents["opt"]), list(contents["model"])
     if "encoder.layer_norm.weight" in names or "encoder.layer_norm.a_2" in names:
         reason = (
             "normalizes before each sub-layer and once more after the last (encoder.layer_norm), where the paper's "

@@ -66,7 +66,7 @@ def shift_right(labels: torch.Tensor, pad_token_id: int, decoder_start_token_id:
 # 3.5 Positional encoding
 
 
-def sinusoidal_positions(position_ids: torch.Tensor, d_model: int) -> torch.Tensor:
+def sinusoidal_positions(position_ids: torch.Tensor, d_model: int, convention: str = "paper") -> torch.Tensor:
     """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(pos / 10000^(2i/d_model)) (section 3.5).
 
     Computed where it is needed: no table, hence no longest sentence, and nothing to save or to load.
@@ -74,12 +74,14 @@ def sinusoidal_positions(position_ids: torch.Tensor, d_model: int) -> torch.Tens
     Args:
         position_ids: Positions of any shape [...], int64.
         d_model: Width, even.
+        convention: With "fairseq" the exponent is 2i / (d_model - 2), so that the last one is 1.
 
     Returns:
         float32 of shape [..., d_model], sines and cosines interleaved.
     """
     even = torch.arange(0, d_model, 2, device=position_ids.device, dtype=torch.float32)  # 2i: [d_model / 2]
-    angles = position_ids[..., None].float() * torch.exp(even * (-math.log(10_000) / d_model))
+    width = d_model if convention == "paper" else d_model - 2
+    angles = position_ids[..., None].float() * torch.exp(even * (-math.log(10_000) / width))
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
@@ -407,9 +409,11 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
 
         The sum is taken in the positions' float32 and rounded once, so that half precision loses no position.
         """
-        positions = sinusoidal_positions(
-            position_ids_of(inputs_embeds, attention_mask, past_length), self.config.d_model
-        )
+        position_ids = position_ids_of(inputs_embeds, attention_mask, past_length)
+        convention = self.config.position_convention
+        if convention == "fairseq":
+            position_ids = position_ids + self.config.pad_token_id + 1
+        positions = sinusoidal_positions(position_ids, self.config.d_model, convention)
         embedded = (inputs_embeds * self.embed_scale + positions).to(inputs_embeds.dtype)
         return dropout(embedded, p=self.dropout, training=self.training)
 
@@ -577,7 +581,7 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The source's embedding, which with tied embeddings is the target's too."""
-        return self.encoder.embed_tokens
+        return self.encoder.embed_tokens if self.shared is None else self.shared
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the source's embedding, and with tied embeddings the target's too."""

@@ -49,7 +49,7 @@ def test_each_step_is_the_forwards(model):
         continued = torch.cat([continued, (parents + torch.tensor([[0], [beams]]))[:, :, None]], dim=2)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": False}, {"activation_function": "gelu"}])
+@pytest.mark.parametrize("overrides", [{}, {"tie_word_embeddings": False}, {"position_convention": "fairseq"}])
 @pytest.mark.parametrize("beams", [1, 5])
 def test_the_search_finds_the_same_with_either_decoder(overrides, beams, monkeypatch):
     model = small_model(**overrides)

@@ -10,8 +10,6 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from .modeling_vanilla_transformer import sinusoidal_positions
-
 FIRST_POSITIONS = 32  # how many a cache has room for at the beginning
 
 
@@ -31,7 +29,7 @@ class IncrementalDecoder:
     ) -> None:
         self.decoder = model.model.decoder
         self.output_matrix = model.lm_head.weight.t()  # [d_model, vocabulary]
-        self.positions = sinusoidal_positions(torch.arange(steps, device=memory.device), memory.shape[2])
+        self.positions = self.decoder.positions(torch.arange(steps, device=memory.device))
         self.slots = torch.arange(beams, device=memory.device)
         self.source_mask = None
         if source_mask is not None and not source_mask.all():

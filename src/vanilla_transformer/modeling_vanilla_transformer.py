@@ -402,6 +402,13 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
         )
         self.gradient_checkpointing = False
 
+    def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """What the config's `position_convention` adds at these positions, float32, [..., d_model]."""
+        convention = self.config.position_convention
+        if convention == "fairseq":
+            position_ids = position_ids + self.config.pad_token_id + 1
+        return sinusoidal_positions(position_ids, self.config.d_model, convention)
+
     def embed(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_length: int = 0
     ) -> torch.Tensor:
@@ -409,11 +416,7 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
 
         The sum is taken in the positions' float32 and rounded once, so that half precision loses no position.
         """
-        position_ids = position_ids_of(inputs_embeds, attention_mask, past_length)
-        convention = self.config.position_convention
-        if convention == "fairseq":
-            position_ids = position_ids + self.config.pad_token_id + 1
-        positions = sinusoidal_positions(position_ids, self.config.d_model, convention)
+        positions = self.positions(position_ids_of(inputs_embeds, attention_mask, past_length))
         embedded = (inputs_embeds * self.embed_scale + positions).to(inputs_embeds.dtype)
         return dropout(embedded, p=self.dropout, training=self.training)
 

@@ -162,8 +162,8 @@ def test_text_goes_in_and_out_as_with_fairseq(tmp_path):
     words = [FAIRSEQ_TYPES[i - 4] for i in target[0].tolist() if i > 3]
     assert len(words) > 2
     expected = (" ".join(words) + " ").replace("@@ ", "").rstrip()
-    settings = {"num_beams": 1, "max_new_tokens": 12}
-    assert list(translate(model, tokenizer, ["w2@@ w1@@ w0 never"], **settings)) == [[expected]]
+    ((found,),) = translate(model, tokenizer, ["w2@@ w1@@ w0 never"], num_beams=1, max_new_tokens=12)
+    assert found.text == expected
 
 
 # The same model as other versions write it

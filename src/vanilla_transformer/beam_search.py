@@ -102,8 +102,8 @@ def gnmt_beam_search(
         input_ids: The decoder's prompt, [batch * beams, prompt length].
         logits_processor: Applied to the log-probabilities of each step, [batch * beams, vocabulary].
         stopping_criteria: What ends a hypothesis beside the limit.
-        generation_config: Of which `length_penalty` is alpha. With one beam `generate()` leaves it None, which is 0, and
-            the search is greedy. `early_stopping` has no meaning here.
+        generation_config: Of which `length_penalty` is alpha. With one beam `generate()` leaves it None, which is 0:
+            then the search is greedy. `early_stopping` has no meaning here.
         tokens_beyond_source: A hypothesis ends where it has so many tokens more than its source, or where
             `max_new_tokens` or `max_length` say so; None for these alone.
         final_streamer: Gets the prompt, and when the search is over the best sequence, token by token. (`generate()`

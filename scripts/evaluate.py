@@ -35,6 +35,7 @@ from vanilla_transformer.decoding import DecodingArguments, one_line, open_outpu
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.evaluation import Scores, score
 from vanilla_transformer.number_corpus import number_pairs
+from vanilla_transformer.probe import weights_digest
 
 EMBEDDED_SAMPLES = 500
 
@@ -129,7 +130,11 @@ def evaluate_model(arguments: EvaluateArguments, decoding: DecodingArguments) ->
     return {
         **score(hypotheses, list(pairs["target"]), bleu_tokenize=arguments.bleu_tokenize),
         "model": arguments.model_name_or_path,
+        "weights": weights_digest(model),
         "data": data,
+        "dataset_name": arguments.dataset_name,
+        "dataset_config_name": arguments.dataset_config_name,
+        "split": arguments.split if arguments.dataset_name else None,
         "num_beams": decoding.num_beams or defaults.num_beams or 1,
         "decoding": {**defaults.to_diff_dict(), **decoding.settings()},
         "device": str(model.device),

@@ -109,5 +109,5 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}; restore it, or remove it to go on without it") from error
     if not isinstance(record, dict):
-        raise UserError(f"{path} does not hold a JSON object; restore it, or remove it to go on without it")
+        raise UserError(f"{path} holds no JSON object; restore it, or remove it to go on without it")
     return record | {"weights": [folder.name]} if is_checkpoint else record

@@ -16,6 +16,7 @@ sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() !=
 
 from huggingface_hub import constants
 from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
 from vanilla_transformer.decoding import load
@@ -64,11 +65,16 @@ class CardArguments:
 
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser((PushArguments, CardArguments), description=__doc__.split("\n")[0])
-    arguments, card_arguments = parser.parse_args_into_dataclasses(argv)
+    arguments, card_arguments, unknown = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    disable_progress_bar()
     if not (arguments.repo_id or arguments.output_dir):
         raise UserError("give a --repo_id to push to, or an --output_dir to write into")
 
-    model, tokenizer = load(arguments.model_name_or_path, device="cpu")
+    model, tokenizer = load(arguments.model_name_or_path, token=arguments.token, device="cpu")
     card = make_card(
         model,
         tokenizer,

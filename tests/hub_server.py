@@ -7,7 +7,10 @@ included. What the client asks for beyond that is answered with 501 and noted in
 import base64
 import hashlib
 import json
+import os
 import re
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,8 +110,12 @@ class Handler(BaseHTTPRequestHandler):
     def handle_one_request(self) -> None:
         try:
             super().handle_one_request()
-        except (ConnectionError, Cut):
+        except ConnectionError:
             self.close_connection = True
+        except Cut:
+            self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())  # with no time to linger, this resets the connection
 
     def answer(self) -> None:
         path = unquote(urlsplit(self.path).path)

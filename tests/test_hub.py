@@ -14,6 +14,7 @@ from hub_server import TOKEN, Hub, running_hub
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
+from transformers.utils.logging import enable_progress_bar
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration, probe
 from vanilla_transformer.decoding import load
@@ -85,6 +86,7 @@ def test_a_folder_for_the_hub_is_whole_and_checked(run, tmp_path, monkeypatch, c
     arguments = ["--model_name_or_path", str(run), "--output_dir", str(folder), "--repo_id", "me/numbers"]
     monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments, "--example", "forty-two"])
     runpy.run_path(str(SCRIPT), run_name="__main__")
+    enable_progress_bar()  # which the script leaves off
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["The card names no license; --license gives one.", f"The model is in {folder}"]
     assert len(lines) == 6 and all(line.startswith(name) for line, name in zip(lines[2:], ANSWERS, strict=True))
@@ -119,7 +121,8 @@ def test_a_tokenizer_of_any_class_is_saved_for_both_versions(run, tmp_path):
         config = json.loads((tmp_path / name / "tokenizer_config.json").read_text())
         assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
         assert not config.keys() & {"is_local", "local_files_only", "name_or_path", "auto_map", "added_tokens_decoder"}
-        assert not (tmp_path / name / "README.md").exists()
+        card = ModelCard.load(tmp_path / name / "README.md")
+        assert f"# {name}\n" in card.text and card.data.pipeline_tag == "translation"
     again = AutoTokenizer.from_pretrained(tmp_path / "stock")
     assert again("forty-two</s>")["input_ids"] == tokenizer("forty-two</s>")["input_ids"]
 
@@ -129,6 +132,23 @@ def test_a_folder_in_use_is_left_alone(run, tmp_path):
     with pytest.raises(UserError, match="already exists and is not empty"):
         save_for_hub(*load(str(run), device="cpu"), tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "error: give a --repo_id to push to, or an --output_dir to write into"),
+        (["--repository", "x"], "unrecognized arguments: --repository x"),
+        (["--output_dir", "x", "--scores", "no-such.json"], "error: no-such.json can't be read"),
+    ],
+)
+def test_the_script_refuses_what_it_can_not_do(run, arguments, message, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--model_name_or_path", str(run), *arguments])
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    enable_progress_bar()  # which the script leaves off
+    assert exit.value.code == 2 and message in capsys.readouterr().err
 
 
 # Pushing

@@ -13,18 +13,20 @@ import torch
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, constants, get_token
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
+from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from . import probe
 from .checkpoints import check_writable
 from .errors import UserError, first_line, in_use
+from .model_card import make_card
 from .tokenization import PreTrainedTokenizerFast
 
 CARD_NAME = "README.md"
 # What transformers writes into a tokenizer's config about where it was loaded from.
 _WHERE_FROM = ("is_local", "local_files_only", "name_or_path")
-# Where caches are and whether to use the network only; a fresh process has its own.
+# What says where caches are; without them all of them are in HF_HOME.
 _CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE", "TRANSFORMERS_CACHE", "HF_XET_CACHE")
 
 
@@ -40,7 +42,7 @@ def save_for_hub(
         model: The whole model, of this package or loaded with the code that came with it.
         tokenizer: Its tokenizer, whichever class it was loaded by.
         folder: A folder that is new or empty.
-        card: The model card, see `model_card.make_card`; without one there is no README.md.
+        card: The model card, see `make_card`; by default one with what the model itself says.
 
     Raises:
         UserError: The folder is not empty or can't be written into.
@@ -49,10 +51,13 @@ def save_for_hub(
     if in_use(folder):
         raise UserError(f"{folder} already exists and is not empty; give another folder for the model")
     check_writable(folder)
-    model.save_pretrained(folder)
-    _save_tokenizer(tokenizer, folder)
-    if card is not None:
+    card = card or make_card(model, tokenizer, folder.name)
+    try:
+        model.save_pretrained(folder)
+        _save_tokenizer(tokenizer, folder)
         card.save(folder / CARD_NAME)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"can't write the model into {folder}: {first_line(error)}; free some space") from error
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -85,8 +90,8 @@ def push_to_hub(
         model: As in `save_for_hub`.
         tokenizer: As in `save_for_hub`.
         repo_id: "name", or "owner/name"; made if there is none.
-        card: The model card; without one the repository's README.md stays as it is.
-        existing_card: What to do with a README.md that is there already: "keep" it or "replace" it by `card`.
+        card: As in `save_for_hub`.
+        existing_card: What to do where the repository has a README.md already: "keep" that, or "replace" it.
         private: Whether a new repository is private.
         token: A token that may write; by default the one stored by `hf auth login`.
         commit_message: The commit's title.
@@ -100,7 +105,7 @@ def push_to_hub(
     """
     api = HfApi(token=token)
     with TemporaryDirectory() as folder:
-        save_for_hub(model, tokenizer, folder, card)
+        save_for_hub(model, tokenizer, folder, card or make_card(model, tokenizer, repo_id))
         before = made = None
         try:
             if "/" not in repo_id:
@@ -110,9 +115,9 @@ def push_to_hub(
                 api.create_repo(repo_id, private=private)
                 before = made = _find(api, repo_id)
             else:
-                _check_existing(before, private, card is not None and existing_card is None)
+                _check_existing(before, private, existing_card)
                 if existing_card == "keep" and CARD_NAME in _files(before):
-                    Path(folder, CARD_NAME).unlink(missing_ok=True)
+                    Path(folder, CARD_NAME).unlink()
             additions = [CommitOperationAdd(file.name, file) for file in sorted(Path(folder).iterdir())]
             # upload_folder would make several commits where there is much to upload.
             api.create_commit(repo_id, additions, commit_message=commit_message)
@@ -136,13 +141,13 @@ def _files(repository: ModelInfo) -> set[str]:
     return {file.rfilename for file in repository.siblings or ()}
 
 
-def _check_existing(repository: ModelInfo, private: bool, card_is_open: bool) -> None:
+def _check_existing(repository: ModelInfo, private: bool, existing_card: str | None) -> None:
     """Refuse to show the world what was meant to be private, and to write over a card unasked."""
     if private and not repository.private:
         raise UserError(
             f"{repository.id} is there already and public; make it private in its settings, or name another"
         )
-    if card_is_open and CARD_NAME in _files(repository):
+    if existing_card is None and CARD_NAME in _files(repository):
         raise UserError(f"{repository.id} has a {CARD_NAME} already; set existing_card to keep or to replace")
 
 

@@ -21,7 +21,7 @@ from transformers.utils.logging import disable_progress_bar
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
 from vanilla_transformer.decoding import load
 from vanilla_transformer.errors import UserError, exit_on_user_error
-from vanilla_transformer.hub import push_to_hub, save_for_hub, verify
+from vanilla_transformer.hub import full_id, push_to_hub, save_for_hub, verify
 from vanilla_transformer.model_card import make_card, read_scores
 from vanilla_transformer.run_record import read_record
 
@@ -74,11 +74,16 @@ def main(argv: list[str] | None = None) -> None:
     if not (arguments.repo_id or arguments.output_dir):
         raise UserError("give a --repo_id to push to, or an --output_dir to write into")
 
+    if arguments.output_dir:
+        model_id = arguments.repo_id or Path(arguments.output_dir).name
+    else:
+        model_id = full_id(arguments.repo_id, arguments.token)
+
     model, tokenizer = load(arguments.model_name_or_path, token=arguments.token, device="cpu")
     card = make_card(
         model,
         tokenizer,
-        arguments.repo_id or Path(arguments.output_dir).name,
+        model_id,
         record=read_record(arguments.model_name_or_path),
         scores=[read_scores(path, model) for path in arguments.scores],
         **asdict(card_arguments),
@@ -86,14 +91,14 @@ def main(argv: list[str] | None = None) -> None:
     if card_arguments.license is None:
         print("The card names no license; --license gives one.")
     if arguments.output_dir:
-        save_for_hub(model, tokenizer, arguments.output_dir, card)
-        place = arguments.output_dir
+        place = Path(arguments.output_dir)
+        save_for_hub(model, tokenizer, place, card)
         print(f"The model is in {place}")
     else:
         place = push_to_hub(
             model,
             tokenizer,
-            arguments.repo_id,
+            model_id,
             card,
             existing_card=arguments.existing_card,
             private=arguments.private,

@@ -168,7 +168,8 @@ def test_a_private_push_arrives_and_is_checked(hub, user, run):
     assert repository.private and [title for _, title, _ in repository.commits] == ["initial commit", "First"]
     assert repository.files.keys() == FILES | {".gitattributes"}
     assert repository.files["model.safetensors"] == (run / "model.safetensors").read_bytes()
-    assert ModelCard(repository.files["README.md"].decode()).data.license == "mit"
+    card = ModelCard(repository.files["README.md"].decode())
+    assert card.data.license == "mit" and 'AutoTokenizer.from_pretrained("user/mine"' in card.text
     resolved = [request for request in hub.requests[first:] if "/resolve/" in request[1]]
     assert len(resolved) > len(FILES) and all(with_token for _, _, with_token in resolved)
 

@@ -103,13 +103,12 @@ def push_to_hub(
         UserError: The repository can't be made or written into, is public where `private` is set, or has a README.md
             and `existing_card` does not say what to do; or the upload failed. The message says what is there then.
     """
+    repo_id = full_id(repo_id, token)
     api = HfApi(token=token)
     with TemporaryDirectory() as folder:
         save_for_hub(model, tokenizer, folder, card or make_card(model, tokenizer, repo_id))
         before = made = None
         try:
-            if "/" not in repo_id:
-                repo_id = f"{api.whoami()['name']}/{repo_id}"
             before = _find(api, repo_id)
             if before is None:
                 api.create_repo(repo_id, private=private)
@@ -127,6 +126,20 @@ def push_to_hub(
             there = "nothing was sent" if before is None else _what_is_there(api, repo_id, before, made is not None)
             raise UserError(f"the push to {repo_id} failed: {_reason(error)}; {there}") from error
     return repo_id
+
+
+def full_id(repo_id: str, token: str | None = None) -> str:
+    """A repository's id with its owner; where none is given, that is whose token it is.
+
+    Raises:
+        UserError: The Hub does not say whose.
+    """
+    if "/" in repo_id:
+        return repo_id
+    try:
+        return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
+    except Exception as error:  # see push_to_hub
+        raise UserError(f"the push to {repo_id} failed: {_reason(error)}; nothing was sent") from error
 
 
 def _find(api: HfApi, repo_id: str) -> ModelInfo | None:
@@ -198,7 +211,7 @@ def verify(
     AutoModelForSeq2SeqLM, where this package can't be imported and then with it.
 
     Args:
-        source: The folder, or the repository's id.
+        source: A folder as a Path, or a repository's id as a string.
         model: The model that was saved.
         tokenizer: Its tokenizer.
         token: A token for a private repository; by default the one stored by `hf auth login`.
@@ -222,9 +235,9 @@ def verify(
         "AutoModelForSeq2SeqLM": probe.model_answers(reference, token_ids),
     }
     expected = json.loads(json.dumps(expected))  # as the other process's answers come
-    local = Path(source).is_dir()
+    local = isinstance(source, Path)
     question = {
-        "source": str(Path(source).resolve() if local else source),
+        "source": str(source.resolve()) if local else source,
         "sentences": sentences,
         "token_ids": token_ids,
         "threads": torch.get_num_threads(),

@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from .configuration_vanilla_transformer import VanillaTransformerConfig
 from .decoding import translate
 from .errors import UserError
+from .evaluation import Scores
 from .probe import weights_digest
 from .training import PAPER_DECODING, RECIPES, PaperTrainingArguments, noam_peak
 
@@ -24,6 +25,7 @@ SHORT = 0.97  # below this brevity penalty translations are called short
 PAPER_STEP_TOKENS = 25_000  # section 5.1, of each side
 
 Row = tuple[str, ...]
+Comparison = tuple[str, str, str, bool]  # subject, the paper's choice, this model's, and whether they agree
 
 
 def make_card(
@@ -130,9 +132,9 @@ def read_scores(path: str | Path, model: PreTrainedModel) -> dict[str, Any]:
         report = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path} can't be read: {error}; give what scripts/evaluate.py --json prints") from error
-    if not isinstance(report, dict) or not all(f"{metric}_signature" in report for metric in METRICS):
+    if not isinstance(report, dict) or not report.keys() >= Scores.__annotations__.keys():
         raise UserError(f"{path} holds no scores; give what scripts/evaluate.py --json prints")
-    if report.get("weights", digest := weights_digest(model)) != digest:
+    if "weights" in report and report["weights"] != weights_digest(model):
         raise UserError(f"{path} has the scores of other weights than this model's; score this model")
     return report
 
@@ -318,24 +320,20 @@ def deviations(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, recor
         search_in_words(search.num_beams, search.length_penalty),
         search_in_words(**PAPER_DECODING),
     )
-    gnmt = "length^a; the paper's is `custom_generate=vanilla_transformer.gnmt_beam_search`"
+    by_length = "divides by length^a; the paper's is `custom_generate=vanilla_transformer.gnmt_beam_search`"
+    on_bytes = "on the bytes of raw text, nothing of which is lost"
     compared = [
         *compare_architecture(model.config),
         *compare_training(record, model.config.d_model),
         ("search", paper_search, own_search, own_search == paper_search),
-        ("length penalty a", "divides by ((5 + length) / 6)^a", f"divides by {gnmt}", (search.num_beams or 1) == 1),
-        (
-            "BPE",
-            "on tokenized text",
-            "on the bytes of raw text, nothing of which is lost",
-            not is_byte_level(tokenizer),
-        ),
+        ("length penalty a", "divides by ((5 + length) / 6)^a", by_length, (search.num_beams or 1) == 1),
+        ("BPE", "on tokenized text", on_bytes, not is_byte_level(tokenizer)),
     ]
     return [(subject, paper, own) for subject, paper, own, agree in compared if not agree]
 
 
-def compare_architecture(config: PreTrainedConfig) -> list[tuple[str, str, str, bool]]:
-    """Section 3 and table 3: subject, the paper's choice, the config's, and whether they agree."""
+def compare_architecture(config: PreTrainedConfig) -> list[Comparison]:
+    """The config beside section 3 and table 3."""
     base, big = (VanillaTransformerConfig.preset(name) for name in ("base", "big"))
     size, dropouts = size_in_words(config), (base.dropout, big.dropout)
     return [
@@ -349,28 +347,20 @@ def compare_architecture(config: PreTrainedConfig) -> list[tuple[str, str, str, 
     ]
 
 
-def compare_training(record: Mapping[str, Any], d_model: int) -> list[tuple[str, str, str, bool]]:
-    """Sections 5 and 6.1 in the same form; nothing where the run left no record."""
+def compare_training(record: Mapping[str, Any], d_model: int) -> list[Comparison]:
+    """The run beside sections 5 and 6.1; nothing where it left no record."""
     if "recipe" not in record:
         return []
     recipe, steps, tokens = record["recipe"], record["result"]["steps"], step_tokens(record)
-    averaged = len(record.get("weights", ()))
-    peak = noam_peak(d_model, max(recipe["warmup_steps"], 1))
-    rate, paper_rate = (
-        rate_in_words(recipe),
-        rate_in_words({"learning_rate": peak, "lr_scheduler_type": "inverse_sqrt"}),
-    )
+    averaged = len(record.get("weights", ())) or "none"
+    noam = {"learning_rate": noam_peak(d_model, max(recipe["warmup_steps"], 1)), "lr_scheduler_type": "inverse_sqrt"}
+    rate, paper_rate = rate_in_words(recipe), rate_in_words(noam)
     papers = [RECIPES[name] for name in ("base", "big")]
     run_lengths, averages = ([paper[field] for paper in papers] for field in ("max_steps", "save_total_limit"))
     compared = [
         ("source tokens in a step", f"about {PAPER_STEP_TOKENS:,}", f"at most {tokens:,}", tokens == PAPER_STEP_TOKENS),
         ("steps", "{:,} (base), {:,} (big)".format(*run_lengths), f"{steps:,}", steps in run_lengths),
-        (
-            "checkpoints averaged",
-            "{} (base), {} (big)".format(*averages),
-            str(averaged or "none"),
-            averaged in averages,
-        ),
+        ("checkpoints averaged", "{} (base), {} (big)".format(*averages), str(averaged), averaged in averages),
         ("learning rate, peak", paper_rate, rate, rate == paper_rate),
     ]
     for field, subject in (

@@ -57,7 +57,8 @@ class RunRecorder(TrainerCallback):
         return {
             "command": command.replace(args.hub_token, "...") if args.hub_token else command,
             **self.sections,
-            "recipe": {name: getattr(args, name) for name in _RECIPE},
+            "recipe": {name: getattr(args, name) for name in _RECIPE}
+            | {"warmup_steps": args.get_warmup_steps(state.max_steps)},
             "result": {
                 "steps": state.global_step,
                 "epochs": state.epoch,

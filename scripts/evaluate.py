@@ -34,6 +34,7 @@ from vanilla_transformer.decoding import PAPER_BEAMS, DecodingArguments, one_lin
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.evaluation import Scores, score
 from vanilla_transformer.number_corpus import number_pairs
+from vanilla_transformer.probe import weights_digest
 
 EMBEDDED_SAMPLES = 500
 
@@ -128,7 +129,11 @@ def evaluate_model(arguments: EvaluateArguments, decoding: DecodingArguments) ->
     return {
         **score(hypotheses, list(pairs["target"]), bleu_tokenize=arguments.bleu_tokenize),
         "model": arguments.model_name_or_path,
+        "weights": weights_digest(model),
         "data": data,
+        "dataset_name": arguments.dataset_name,
+        "dataset_config_name": arguments.dataset_config_name,
+        "split": arguments.split if arguments.dataset_name else None,
         "num_beams": decoding.num_beams or defaults.num_beams or PAPER_BEAMS,
         "decoding": {**defaults.to_diff_dict(), **decoding.settings()},
         "device": str(model.device),

@@ -19,6 +19,7 @@ from vanilla_transformer import VanillaTransformerForConditionalGeneration
 from vanilla_transformer.decoding import load, one_line, translate
 from vanilla_transformer.evaluation import score
 from vanilla_transformer.number_corpus import number_pairs
+from vanilla_transformer.probe import weights_digest
 from vanilla_transformer.tokenization import train_tokenizer
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -255,6 +256,7 @@ def test_evaluates_a_model_on_a_test_set(run, folder, model, tokenizer, tmp_path
     expected = score(hypotheses, references)
     assert {name: report[name] for name in expected} == expected
     assert (report["model"], report["num_beams"], report["device"]) == (folder, 2, str(model.device))
+    assert (report["weights"], report["dataset_name"], report["split"]) == (weights_digest(model), None, None)
     assert report["seconds"] > 0 and report["decoding"]["num_beams"] == 2
     assert (tmp_path / "out.txt").read_text().split("\n") == [*map(one_line, hypotheses), ""]
 

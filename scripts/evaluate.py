@@ -30,7 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
 from vanilla_transformer.data import load_pairs, read_lines
-from vanilla_transformer.decoding import PAPER_BEAMS, DecodingArguments, one_line, open_output, translate
+from vanilla_transformer.decoding import PAPER_DECODING, DecodingArguments, one_line, open_output, translate
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.evaluation import Scores, score
 from vanilla_transformer.number_corpus import number_pairs
@@ -134,7 +134,7 @@ def evaluate_model(arguments: EvaluateArguments, decoding: DecodingArguments) ->
         "dataset_name": arguments.dataset_name,
         "dataset_config_name": arguments.dataset_config_name,
         "split": arguments.split if arguments.dataset_name else None,
-        "num_beams": decoding.num_beams or defaults.num_beams or PAPER_BEAMS,
+        "num_beams": decoding.num_beams or defaults.num_beams or PAPER_DECODING["num_beams"],
         "decoding": {**defaults.to_diff_dict(), **decoding.settings()},
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -105,7 +105,8 @@ def test_a_card_says_what_run_and_scores_say(model, tokenizer, tmp_path):
     assert card.text.startswith("\n# English to German\n") and "Captions." in card.text
     assert 'from_pretrained("me/en-de", trust_remote_code=True)' in card.text
     assert r'tokenizer(["A \"dog\""], return_tensors="pt")' in card.text
-    assert "\n# {}\n```".format(next(translate(model, tokenizer, ['A "dog"']))) in card.text
+    printed = [found.text for found in next(translate(model, tokenizer, ['A "dog"'], search=None))]
+    assert f"\n# {printed}\n```" in card.text
     run = dict(table_of(card, "Training"))
     assert run["model"].startswith(f"{model.num_parameters():,} parameters: 1 + 1 layers, d_model 16, d_ff 32, 2 heads")
     assert run["vocabulary"] == f"one byte-level BPE of {len(tokenizer):,} types for both languages"
@@ -144,12 +145,12 @@ def test_the_metadata_is_what_the_hub_reads(model, tokenizer, tmp_path):
             assert result.metric_value == round(report()[metric], 2)
             assert result.metric_args == {"signature": report()[f"{metric}_signature"]}
     assert [result.metric_type for result in file] == ["sacrebleu", "chrf"]
-    assert file[0].metric_name == "sacreBLEU, beam 4 and length penalty 0.6"
+    assert file[0].metric_name == "sacreBLEU, the paper's search, beam 4 and length penalty 0.6"
     assert hub[0].metric_name == "sacreBLEU, greedy search"
     assert (hub[0].dataset_type, hub[0].dataset_config, hub[0].dataset_split) == ("me/pairs", "en-de", "test")
     rows = table_of(card, "Results")
     assert [row[:3] for row in rows[:2]] == [
-        ["test_2016", "beam 4 and length penalty 0.6", name] for name in ("sacreBLEU", "chrF")
+        ["test_2016", "the paper's search, beam 4 and length penalty 0.6", name] for name in ("sacreBLEU", "chrF")
     ]
     assert rows[0][3].startswith(f"{report()['bleu']:.2f} (100.0/100.0/100.0/100.0, brevity penalty 0.846")
     assert rows[1][4] == f"`{report()['chrf_signature']}`".replace("|", r"\|")

@@ -12,11 +12,11 @@ from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
-from .decoding import translate
+from .decoding import PAPER_DECODING, translate
 from .errors import UserError
 from .evaluation import Scores
 from .probe import weights_digest
-from .training import PAPER_DECODING, RECIPES, PaperTrainingArguments, noam_peak
+from .training import RECIPES, PaperTrainingArguments, noam_peak
 
 TEMPLATE = Path(__file__).with_name("model_card.md")
 # What `evaluation.score` gives that the Hub has a metric for: the Hub's name, and the one for people.
@@ -70,7 +70,9 @@ def make_card(
             tied=model.config.tie_word_embeddings,
             model_id=model_id,
             example=json.dumps(example or "...", ensure_ascii=False),
-            translation=next(translate(model, tokenizer, [example])) if example else None,
+            translations=[found.text for found in next(translate(model, tokenizer, [example], search=None))]
+            if example
+            else None,
             search=search_in_words(model.generation_config.num_beams, model.generation_config.length_penalty),
             run=[*model_rows(model, tokenizer), *run_rows(record)],
             command=public_command(record["command"]) if "command" in record else None,
@@ -150,7 +152,8 @@ def search_of(report: Mapping[str, Any]) -> str:
     """How the scored translations were searched for, where the report says it."""
     if "decoding" not in report:
         return ""
-    return search_in_words(report["num_beams"], report["decoding"].get("length_penalty"))
+    words = search_in_words(report["num_beams"], report["decoding"].get("length_penalty"))
+    return words if report["num_beams"] == 1 else f"the paper's search, {words}"
 
 
 def result_rows(report: Mapping[str, Any]) -> list[Row]:

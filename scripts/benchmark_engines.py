@@ -121,8 +121,9 @@ def load_marian(folder: str, work: Work) -> Translate:
 
 
 def load_ctranslate2(folder: str, work: Work) -> Translate:
-    import ctranslate2
+    from vanilla_transformer.errors import require
 
+    ctranslate2 = require("ctranslate2", extra="ct2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     translator = ctranslate2.Translator(folder, intra_threads=work.threads)
 
@@ -143,12 +144,12 @@ def load_ctranslate2(folder: str, work: Work) -> Translate:
 
 def load_onnx(folder: str, work: Work) -> Translate:
     """The graphs under `generate()`, so that the search is transformers' own."""
-    import onnxruntime
     from transformers.exporters import ExportedModel
 
     from vanilla_transformer import VanillaTransformerForConditionalGeneration
+    from vanilla_transformer.errors import require
 
-    options = onnxruntime.SessionOptions()
+    options = require("onnxruntime", extra="onnx").SessionOptions()
     options.intra_op_num_threads = work.threads
     exported = ExportedModel.from_pretrained(folder, session_options=options)
 
@@ -222,12 +223,13 @@ def main(argv: list[str] | None = None) -> None:
     pairs = pairs.select(range(min(len(pairs), arguments.max_predict_samples or len(pairs))))
     model, tokenizer = load(arguments.model_name_or_path, device="cpu")
 
+    length_penalty = model.generation_config.length_penalty
     sources = tokenizer(list(pairs["source"]))["input_ids"]
     order = sorted(range(len(sources)), key=lambda index: len(sources[index]), reverse=True)
     work = Work(
         sources=[sources[index] for index in order],
         searches=[1, arguments.num_beams],
-        length_penalty=model.generation_config.length_penalty,
+        length_penalty=1.0 if length_penalty is None else length_penalty,  # as generate() has it
         batch_size=arguments.batch_size,
         max_new_tokens=max(map(len, sources)) + 50,
         threads=arguments.threads,

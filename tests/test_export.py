@@ -93,7 +93,9 @@ assert torch.equal(model.generate(**batch, max_new_tokens=9), generated)
 def test_marian_keeps_the_generation_config():
     model = small_model()
     model.generation_config.num_beams, model.generation_config.length_penalty = 4, 0.6
-    generation = export.to_marian(model, max_position_embeddings=30).generation_config
+    marian = export.to_marian(model, max_position_embeddings=30)
+    generation = marian.generation_config
+    assert marian.config.forced_eos_token_id is None  # Marian's own, 0, is our <s>
     assert (generation.num_beams, generation.length_penalty, generation.decoder_start_token_id) == (4, 0.6, 0)
     # MarianMT knows no limit that goes by the source's length, and transformers' own would be 20 tokens.
     assert generation.max_length == 30 and model.generation_config.max_length is None

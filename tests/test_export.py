@@ -214,7 +214,19 @@ def ctranslate2():
 @VARIANTS
 @torch.no_grad()
 def test_ctranslate2_gives_the_same_probabilities(overrides, tokenizer, ctranslate2, tmp_path):
-    model = small_model(vocab_size=len(tokenizer), **overrides)
+    check_probabilities(small_model(vocab_size=len(tokenizer), **overrides), tokenizer, ctranslate2, tmp_path)
+
+
+@torch.no_grad()
+def test_fairseqs_positions_go_with_ctranslate2_and_not_with_marian(tokenizer, ctranslate2, tmp_path):
+    model = small_model(vocab_size=len(tokenizer), position_convention="fairseq")
+    check_probabilities(model, tokenizer, ctranslate2, tmp_path)
+    with pytest.raises(UserError, match="position_convention is 'fairseq', but MarianMT"):
+        export.to_marian(model)
+
+
+def check_probabilities(model, tokenizer, ctranslate2, tmp_path) -> None:
+    """Of each token of given targets."""
     export.to_ctranslate2(model, tokenizer, tmp_path)
     rows, targets = sources(tokenizer, 9, 1, 40), sources(tokenizer, 5, 70, 1)
     scored = ctranslate2.Translator(str(tmp_path)).score_batch(

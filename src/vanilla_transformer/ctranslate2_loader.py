@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from .errors import UserError, require
-from .modeling_vanilla_transformer import VanillaTransformerStack, sinusoidal_positions
+from .modeling_vanilla_transformer import VanillaTransformerStack
 
 _ctranslate2 = require("ctranslate2", extra="ct2")
 _converters = _ctranslate2.converters.transformers
@@ -60,7 +60,7 @@ class VanillaTransformerLoader(_converters.BartLoader):
         embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
         self.set_embeddings(embeddings, module.embed_tokens)
         spec.scale_embeddings = module.embed_scale
-        spec.position_encodings.encodings = sinusoidal_positions(torch.arange(MAX_POSITIONS), module.config.d_model)
+        spec.position_encodings.encodings = module.positions(torch.arange(MAX_POSITIONS))
 
     def get_vocabulary(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
         """All tokens, in the order of their ids.

@@ -94,10 +94,15 @@ def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> Ma
         The model in eval mode, of the same dtype and on the same device.
 
     Raises:
-        UserError: Another kind of model.
+        UserError: Another kind of model, or one with fairseq's positions.
     """
     _check_is(model, VanillaTransformerForConditionalGeneration)
     config = model.config
+    if config.position_convention != "paper":
+        raise UserError(
+            f"the model's position_convention is {config.position_convention!r}, but MarianMT has the paper's "
+            "positions only; export to CTranslate2 or ONNX"
+        )
     marian = MarianMTModel(
         MarianConfig(
             **{field: getattr(config, field) for field in SHARED_FIELDS},

@@ -9,6 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
 DEMO := runs/demo
+# As many test files at a time as there are cores.
+PYTEST_FLAGS := --numprocesses auto --dist loadfile
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
@@ -39,11 +41,11 @@ demo: $(INSTALLED)
 test: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 # From PyPI the lowest torch brings several GB of CUDA packages on Linux, GPU or not.
 test-lowest: $(INSTALLED_LOWEST)
-	$(VENV_LOWEST)/bin/python -m pytest
+	$(VENV_LOWEST)/bin/python -m pytest $(PYTEST_FLAGS)
 
 clean:
 	rm -rf .venv .venv-lowest $(DEMO) .pytest_cache .ruff_cache

@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
 from vanilla_transformer.data import read_lines
-from vanilla_transformer.decoding import DecodingArguments, one_line, open_output, translate
+from vanilla_transformer.decoding import DecodingArguments, decoded, one_line, open_output, translate
 from vanilla_transformer.errors import UserError, exit_on_user_error
 
 
@@ -36,14 +36,6 @@ class TranslateArguments:
     num_return_sequences: int = field(
         default=1, metadata={"help": "Translations per sentence, best first; at most num_beams."}
     )
-
-
-def decoded(sentences: list[str]) -> list[str]:
-    """Sentences from the command line, in UTF-8 whatever the locale."""
-    try:
-        return [os.fsencode(sentence).decode("utf-8") for sentence in sentences]
-    except UnicodeDecodeError as error:
-        raise UserError("a sentence on the command line is not valid UTF-8; convert it, as with iconv") from error
 
 
 def stdin_lines() -> Iterator[str]:

@@ -1,12 +1,13 @@
 """From sentences to translations: loading a saved model, and running it over any number of sentences."""
 
 import copy
+import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -20,8 +21,8 @@ WINDOW = 4096  # sentences read ahead, so that enough of the same length come to
 
 
 @dataclass
-class DecodingArguments:
-    """The flags that the scripts which decode have in common: how to load the model, and how to search."""
+class LoadingArguments:
+    """The flags that the scripts which use a trained model have in common."""
 
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model on the Hub."})
     token: str | None = field(default=None, metadata={"help": "Token for a private model on the Hub."})
@@ -29,16 +30,6 @@ class DecodingArguments:
     device: str | None = field(
         default=None, metadata={"help": "cpu, cuda, cuda:1, ...; by default cuda if it is there."}
     )
-    num_beams: int | None = field(
-        default=None, metadata={"help": "Beam size, 1 is greedy; by default the model's own."}
-    )
-    length_penalty: float | None = field(
-        default=None, metadata={"help": "Above 0 prefers long translations in beam search; by default the model's own."}
-    )
-    max_new_tokens: int | None = field(
-        default=None, metadata={"help": "Longest translation, in tokens; by default the source's length plus 50."}
-    )
-    batch_size: int = field(default=64, metadata={"help": "Sentences translated together."})
 
     def load(self, model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """`load` with these arguments."""
@@ -49,6 +40,22 @@ class DecodingArguments:
             trust_remote_code=self.trust_remote_code,
             device=self.device,
         )
+
+
+@dataclass
+class DecodingArguments(LoadingArguments):
+    """These, and how to search."""
+
+    num_beams: int | None = field(
+        default=None, metadata={"help": "Beam size, 1 is greedy; by default the model's own."}
+    )
+    length_penalty: float | None = field(
+        default=None, metadata={"help": "Above 0 prefers long translations in beam search; by default the model's own."}
+    )
+    max_new_tokens: int | None = field(
+        default=None, metadata={"help": "Longest translation, in tokens; by default the source's length plus 50."}
+    )
+    batch_size: int = field(default=64, metadata={"help": "Sentences translated together."})
 
     def settings(self) -> dict[str, int | float]:
         """What to pass on to `translate`: only what was given."""
@@ -121,19 +128,31 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray | torch.Ten
     return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
 
 
+def decoded(sentences: list[str]) -> list[str]:
+    """Sentences from the command line, in UTF-8 whatever the locale.
+
+    Raises:
+        UserError: A sentence that is not valid UTF-8.
+    """
+    try:
+        return [os.fsencode(sentence).decode("utf-8") for sentence in sentences]
+    except UnicodeDecodeError as error:
+        raise UserError("a sentence on the command line is not valid UTF-8; convert it, as with iconv") from error
+
+
 def one_line(text: str) -> str:
     """The text with each line break in it replaced by a space, for files and pipes with one translation per line."""
     return re.sub(r"\r\n|\r|\n", " ", text)
 
 
-def open_output(path: str) -> TextIO:
-    """Open a new file to write translations to.
+def open_output(path: str, binary: bool = False) -> IO:
+    """Open a new file to write to, translations unless it is binary.
 
     Raises:
         UserError: The file exists already, or cannot be made.
     """
     try:
-        return open(path, "x", encoding="utf-8", newline="\n")
+        return open(path, "xb") if binary else open(path, "x", encoding="utf-8", newline="\n")
     except FileExistsError as error:
         raise UserError(f"the output file {path} exists already; name a new one, or remove it first") from error
     except OSError as error:

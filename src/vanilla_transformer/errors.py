@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 
 from huggingface_hub.errors import StrictDataclassError
 
@@ -20,6 +22,22 @@ def first_line(error: BaseException) -> str:
 def in_use(folder: Path) -> bool:
     """Whether writing into a folder could overwrite something: it holds anything, or is a file."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import a module that an extra of this package brings.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name != module.partition(".")[0]:
+            raise
+        raise UserError(
+            f"{error.name} is not installed; install it with: pip install 'vanilla-transformer[{extra}]'"
+        ) from error
 
 
 @contextmanager

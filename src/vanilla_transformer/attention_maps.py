@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from .decoding import open_output
+from .decoding import evaluating, open_output
 from .errors import UserError, require
 from .modeling_vanilla_transformer import shift_right, sinusoidal_positions
 
@@ -81,16 +81,15 @@ def attention_maps(
         UserError: A blank source or target.
         TypeError: Several texts in place of one.
     """
-    for name, text in (("source", source), ("target", target)):
-        if name == "target" and target is None:
-            continue
+    texts = {"source": source} if target is None else {"source": source, "target": target}
+    for name, text in texts.items():
         if not isinstance(text, str):
             raise TypeError(f"attention_maps() takes one {name}, a string; this is a {type(text).__name__}")
         if not text.strip():
             raise UserError(f"the {name} is blank; there is nothing that could attend to anything")
     input_ids = _ids(model, tokenizer, source)
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    with _evaluating(model), torch.inference_mode():
+    with evaluating(model), torch.inference_mode():
         if target is None:
             # The last token is written and never read.
             decoder_input_ids = model.generate(**inputs, num_return_sequences=1)[:, :-1]
@@ -110,17 +109,6 @@ def attention_maps(
 def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
     """int64 of shape [1, length], on the model's device."""
     return torch.tensor([tokenizer(text, verbose=False)["input_ids"]], device=model.device)
-
-
-@contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, and afterwards the mode that was."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)
 
 
 @contextmanager
@@ -200,16 +188,7 @@ def plot_attention(maps: AttentionMaps, kind: str) -> "Figure":
         image = axis.imshow(weights[layer, head].numpy(), vmin=0, vmax=1, aspect="auto", **style)
         axis.set_title(f"head {head + 1}" if layer == 0 else "", fontsize=points)
         axis.set_ylabel(f"layer {layer + 1}" if head == 0 else "", fontsize=points)
-    families, squares = _fonts(row_labels + column_labels)
-    text = {"fontsize": POINTS, "family": families, "parse_math": False}
-    for axis in axes[:, 0] if row_labels else ():
-        axis.set_yticks(range(rows), [label.translate(squares) for label in row_labels], **text)
-    for axis in axes[-1] if column_labels else ():
-        axis.set_xticks(range(columns), [label.translate(squares) for label in column_labels], rotation=90, **text)
-    for axis in axes[:, 1:].flat:
-        axis.set_yticks([])
-    for axis in axes[:-1].flat:
-        axis.set_xticks([])
+    _write_labels(axes, row_labels, column_labels)
 
     notes = [ROWS[query], "It sums to 1." + (" Grey: later tokens, which are masked." if kind == "decoder" else "")]
     unlabelled = ([] if row_labels else [f"{rows} rows"]) + ([] if column_labels else [f"{columns} columns"])
@@ -235,6 +214,21 @@ def _longest(labels: tuple[str, ...]) -> float:
     """About how long the longest label is, in inches: letters of Chinese, Japanese and Korean are square."""
     widths = {"W": 1.0, "F": 1.0}
     return POINTS / 72 * max((sum(widths.get(east_asian_width(c), 0.65) for c in label) for label in labels), default=0)
+
+
+def _write_labels(axes: np.ndarray, row_labels: tuple[str, ...], column_labels: tuple[str, ...]) -> None:
+    """Put labels on the left and below; positions stay where there are none."""
+    families, squares = _fonts(row_labels + column_labels)
+    text = {"fontsize": POINTS, "family": families, "parse_math": False}
+    for axis in axes[:, 0] if row_labels else ():
+        axis.set_yticks(range(len(row_labels)), [label.translate(squares) for label in row_labels], **text)
+    for axis in axes[-1] if column_labels else ():
+        labels = [label.translate(squares) for label in column_labels]
+        axis.set_xticks(range(len(labels)), labels, rotation=90, **text)
+    for axis in axes[:, 1:].flat:
+        axis.set_yticks([])
+    for axis in axes[:-1].flat:
+        axis.set_xticks([])
 
 
 def _fonts(labels: Iterable[str]) -> tuple[list[str], dict[int, str]]:

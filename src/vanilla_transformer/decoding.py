@@ -4,6 +4,7 @@ import copy
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import groupby, islice
 from pathlib import Path
@@ -244,11 +245,17 @@ def _batches(
 
 def _generate(model: PreTrainedModel, token_ids: list[list[int]], settings: dict[str, Any]) -> torch.Tensor:
     """Run `generate()` in eval mode; int64 of shape [sentences * translations per sentence, length]."""
+    with evaluating(model), torch.inference_mode():
+        input_ids = torch.tensor(token_ids, device=model.device)
+        return model.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **settings)
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode, and afterwards the mode that was."""
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
-            input_ids = torch.tensor(token_ids, device=model.device)
-            return model.generate(input_ids=input_ids, attention_mask=torch.ones_like(input_ids), **settings)
+        yield
     finally:
         model.train(was_training)

@@ -198,7 +198,8 @@ def test_a_picture_shows_all_weights_with_their_tokens(kind, rows, columns):
 
 
 @pytest.mark.parametrize(
-    ("source_length", "target_length", "prefix"), [(1, 1, ""), (6, 20, "a long token, "), (MOST_LABELS, 30, "")]
+    ("source_length", "target_length", "prefix"),
+    [(1, 1, ""), (6, 20, "a token of very many letters, "), (MOST_LABELS, 30, "")],
 )
 def test_no_text_overlaps_another_or_leaves_the_picture(source_length, target_length, prefix):
     maps = some_maps(source_length, target_length)
@@ -261,9 +262,9 @@ def test_characters_that_no_font_has_are_named_once(tmp_path, caplog, monkeypatc
     own = [font for font in fontManager.ttflist if "mpl-data" in font.fname]
     monkeypatch.setattr(fontManager, "ttflist", own)
     with caplog.at_level(logging.WARNING):
-        figure = plot_attention(labelled("犬", "␣две", "犬が", "שני", "$", "$$x$"), "encoder")
+        figure = plot_attention(labelled("犬", "␣две", "犬が", "שני", "$", r"$\frac$"), "encoder")
         save(figure, tmp_path / "a.png")
-    assert tick_labels(figure) == ["□", "␣две", "□□", "שני", "$", "$$x$"]
+    assert tick_labels(figure) == ["□", "␣две", "□□", "שני", "$", r"$\frac$"]
     (record,) = caplog.records
     assert record.getMessage().startswith("no installed font has が犬, drawn as □;")
 

@@ -1,5 +1,5 @@
 # make demo         install into .venv, train on the embedded corpus, score, translate
-# make test         the same environment with the test extras: ruff and the whole suite
+# make test         the same environment with the extra dev: ruff and the whole suite
 # make test-lowest  the suite with the lowest versions that pyproject.toml admits
 # make clean        remove what these targets made
 #
@@ -58,12 +58,12 @@ $(INSTALLED): pyproject.toml constraints.txt
 	touch $@
 
 $(INSTALLED_TEST): $(INSTALLED)
-	$(INSTALL) -e '.[test]'
+	$(INSTALL) -e '.[dev]'
 	touch $@
 
 $(INSTALLED_LOWEST): pyproject.toml
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv --clear $(VENV_LOWEST)
 	$(VENV_LOWEST)/bin/python -m pip --disable-pip-version-check install uv
-	$(VENV_LOWEST)/bin/uv pip install --python $(VENV_LOWEST)/bin/python --resolution lowest-direct -e '.[test]'
+	$(VENV_LOWEST)/bin/uv pip install --python $(VENV_LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	touch $@

@@ -25,16 +25,16 @@ import torch
 import transformers
 from datasets import Dataset, disable_progress_bars
 from sacrebleu.metrics import BLEU
-from tqdm import tqdm
 from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
 from vanilla_transformer.data import load_pairs, read_lines
-from vanilla_transformer.decoding import DecodingArguments, one_line, open_output, translate
+from vanilla_transformer.decoding import PAPER_DECODING, DecodingArguments, one_line, open_output, translate
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.evaluation import Scores, score
 from vanilla_transformer.number_corpus import number_pairs
+from vanilla_transformer.probe import weights_digest
 
 EMBEDDED_SAMPLES = 500
 
@@ -115,22 +115,26 @@ def evaluate_model(arguments: EvaluateArguments, decoding: DecodingArguments) ->
     """Translate the test set and score the translations."""
     data, pairs = test_set(arguments)
     model, tokenizer = decoding.load(arguments.model_name_or_path)
-    translations = translate(model, tokenizer, pairs["source"], **decoding.settings())
+    translations = translate(model, tokenizer, pairs["source"], progress=True, **decoding.settings())
     start = time.perf_counter()
     hypotheses = []
     with open_output(arguments.output_file) if arguments.output_file else nullcontext() as output:
-        for (translation,) in tqdm(translations, total=len(pairs), unit=" sentences", disable=None):
-            hypotheses.append(translation)
+        for (translation,) in translations:
+            hypotheses.append(translation.text)
             if output is not None:
-                print(one_line(translation), file=output)
+                print(one_line(translation.text), file=output)
     seconds = time.perf_counter() - start
 
     defaults = model.generation_config
     return {
         **score(hypotheses, list(pairs["target"]), bleu_tokenize=arguments.bleu_tokenize),
         "model": arguments.model_name_or_path,
+        "weights": weights_digest(model),
         "data": data,
-        "num_beams": decoding.num_beams or defaults.num_beams or 1,
+        "dataset_name": arguments.dataset_name,
+        "dataset_config_name": arguments.dataset_config_name,
+        "split": arguments.split if arguments.dataset_name else None,
+        "num_beams": decoding.num_beams or defaults.num_beams or PAPER_DECODING["num_beams"],
         "decoding": {**defaults.to_diff_dict(), **decoding.settings()},
         "device": str(model.device),
         "dtype": str(model.dtype).removeprefix("torch."),

@@ -5,7 +5,7 @@ python scripts/train.py --train_file data/train --validation_file data/val --sou
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -24,6 +24,7 @@ from vanilla_transformer.decoding import load
 from vanilla_transformer.errors import UserError, exit_on_user_error, first_line
 from vanilla_transformer.evaluation import compute_metrics_with
 from vanilla_transformer.number_corpus import number_pairs
+from vanilla_transformer.run_record import RunRecorder
 from vanilla_transformer.streaming import TokenStream
 from vanilla_transformer.tokenization import PreTrainedTokenizerFast, train_tokenizer
 from vanilla_transformer.training import (
@@ -52,6 +53,11 @@ class ModelArguments:
         default=None, metadata={"help": "Folder or Hub id of a tokenizer; by default one is trained on the data."}
     )
     vocab_size: int = field(default=37_000, metadata={"help": "Types of a tokenizer that is trained."})
+
+    @property
+    def is_on_the_hub(self) -> bool:
+        """Whether the model to fine-tune comes from the Hub."""
+        return self.model_name_or_path is not None and not Path(self.model_name_or_path).is_dir()
 
 
 @dataclass
@@ -194,6 +200,11 @@ def main(argv: list[str] | None = None) -> None:
     validation_dataset = encode("validation", validation_pairs)
     say(f"model: {model.num_parameters():,} parameters, {len(tokenizer):,} types")
 
+    recorder = RunRecorder(
+        ["python", "scripts/train.py", *(sys.argv[1:] if argv is None else argv)],
+        model=asdict(model_arguments) | {"from_hub": model_arguments.is_on_the_hub},
+        data=asdict(data_arguments) | {"train_pairs": None if data_arguments.streaming else len(train_dataset)},
+    )
     interrupt = SaveOnInterrupt()
     samples = [
         (pair["source"], pair["target"]) for pair in validation_pairs.select(range(min(3, len(validation_pairs))))
@@ -206,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
         processing_class=tokenizer,
         data_collator=TranslationCollator(tokenizer, model.config.decoder_start_token_id),
         compute_metrics=compute_metrics_with(tokenizer),
-        callbacks=[interrupt, SampleTranslations(tokenizer, samples)],
+        callbacks=[interrupt, recorder, SampleTranslations(tokenizer, samples)],
     )
     if not data_arguments.streaming:
         batches = trainer.token_batches()
@@ -216,7 +227,10 @@ def main(argv: list[str] | None = None) -> None:
         say(f"train: {train_dataset.report}")
         say(f"batches: {train_dataset.padding:.1%} of their tokens padding")
     if trainer.is_world_process_zero():
-        plot_run(trainer.state.log_history, Path(training_arguments.output_dir, "training.png"))
+        try:
+            plot_run(trainer.state.log_history, Path(training_arguments.output_dir, "training.png"))
+        except UserError as error:  # without the extra [plots]
+            say(f"no picture of the run: {error}")
     if interrupt.interrupted:
         say(f"Stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint.")
         sys.exit(130)

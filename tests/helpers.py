@@ -1,5 +1,8 @@
 """Small models and batches that several test files share."""
 
+from argparse import Namespace
+from pathlib import Path
+
 import torch
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
@@ -100,3 +103,58 @@ def labels_of(decoder_input_ids: torch.Tensor) -> torch.Tensor:
 
 def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+
+# A checkpoint of fairseq's transformer, from the format's definition.
+
+FAIRSEQ_OPTIONS = {
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 4,
+    "encoder_normalize_before": False,
+    "decoder_normalize_before": False,
+    "encoder_learned_pos": False,
+    "decoder_learned_pos": False,
+    "share_decoder_input_output_embed": True,
+    "share_all_embeddings": True,
+    "adaptive_softmax_cutoff": None,
+    "activation_fn": "relu",
+    "no_scale_embedding": False,
+    "dropout": 0.3,
+    "attention_dropout": 0.1,
+    "activation_dropout": 0.2,
+}
+FAIRSEQ_TYPES = [f"w{i}@@" if i % 3 else f"w{i}" for i in range(28)]
+
+
+def fairseq_weights(shared: bool = True) -> dict[str, torch.Tensor]:
+    """Random weights by fairseq's names: d_model 16, 2 + 3 layers, d_ff 24 and 40."""
+    types, d_model = 4 + len(FAIRSEQ_TYPES), 16
+    weights = {"encoder.version": torch.tensor([3.0]), "encoder.embed_positions._float_tensor": torch.zeros(1)}
+    matrix = torch.randn(types, d_model) * 0.3
+    for name in ("encoder.embed_tokens", "decoder.embed_tokens", "decoder.output_projection"):
+        weights[f"{name}.weight"] = matrix if shared else torch.randn(types, d_model) * 0.3
+    for stack, layers, ffn_dim in (("encoder", 2, 24), ("decoder", 3, 40)):
+        for layer in (f"{stack}.layers.{i}" for i in range(layers)):
+            linears = {"fc1": (ffn_dim, d_model), "fc2": (d_model, ffn_dim)}
+            norms = ["self_attn_layer_norm", "final_layer_norm"]
+            for attention in ("self_attn", "encoder_attn")[: 1 if stack == "encoder" else 2]:
+                linears |= {f"{attention}.{x}_proj": (d_model, d_model) for x in ("q", "k", "v", "out")}
+            if stack == "decoder":
+                norms.append("encoder_attn_layer_norm")
+            for name, shape in linears.items():
+                weights[f"{layer}.{name}.weight"] = torch.randn(shape) * 0.3
+                weights[f"{layer}.{name}.bias"] = torch.randn(shape[0]) * 0.3
+            for name in norms:
+                weights[f"{layer}.{name}.weight"] = 1 + torch.randn(d_model) * 0.3
+                weights[f"{layer}.{name}.bias"] = torch.randn(d_model) * 0.3
+    return weights
+
+
+def write_fairseq_checkpoint(folder: Path, shared: bool = True, **options) -> dict[str, torch.Tensor]:
+    """checkpoint_best.pt and dict.en.txt in the folder; returns the weights."""
+    weights = fairseq_weights(shared)
+    sharing = {"share_decoder_input_output_embed": shared, "share_all_embeddings": shared}
+    args = Namespace(**(FAIRSEQ_OPTIONS | sharing | options))
+    torch.save({"args": args, "model": weights}, folder / "checkpoint_best.pt")
+    (folder / "dict.en.txt").write_text("".join(f"{word} {99 - i}\n" for i, word in enumerate(FAIRSEQ_TYPES)))
+    return weights

@@ -5,7 +5,14 @@ import itertools
 import pytest
 import torch
 from helpers import EOS, PAD, padded, random_ids, small_config
-from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MarianConfig,
+    MarianMTModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration, gnmt_beam_search
 from vanilla_transformer.beam_search import gnmt_length_penalty
@@ -227,3 +234,27 @@ def test_ids_alone_unless_asked_and_attentions_on_request(model, inputs):
 def test_sampling_is_refused(model, inputs):
     with pytest.raises(UserError, match="do_sample is set, but gnmt_beam_search does not sample"):
         search(model, inputs, do_sample=True)
+
+
+def test_another_models_source_is_repeated_for_each_beam(inputs):
+    """MarianMT's, say: its inputs are expanded as the library does it."""
+    marian = MarianMTModel(
+        MarianConfig(
+            vocab_size=VOCAB,
+            d_model=16,
+            encoder_layers=1,
+            decoder_layers=1,
+            encoder_attention_heads=2,
+            decoder_attention_heads=2,
+            encoder_ffn_dim=16,
+            decoder_ffn_dim=16,
+            max_position_embeddings=64,
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            decoder_start_token_id=START,
+        )
+    ).eval()
+    settings = {"num_beams": 3, "max_new_tokens": 7, "length_penalty": 0.0}
+    found = search(marian, inputs, **settings)
+    library = marian.generate(**inputs, **settings, early_stopping="never")
+    assert [tokens_of(row) for row in found.sequences] == [tokens_of(row) for row in library]

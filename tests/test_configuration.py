@@ -96,6 +96,7 @@ def test_every_field_goes_through_json(tmp_path):
         "activation_dropout": 0.5,
         "activation_function": "gelu",
         "scale_embedding": False,
+        "position_convention": "fairseq",
         "use_cache": False,
         "tie_word_embeddings": False,
         "pad_token_id": 5,
@@ -154,6 +155,11 @@ IMPOSSIBLE = [
         for value in (-0.1, 1.0, 1, 2.5, math.nan)
     ],
     ({"activation_function": "rellu"}, "activation_function is 'rellu'; .*relu"),
+    ({"position_convention": "learned"}, "position_convention is 'learned'; .*paper.*fairseq"),
+    (
+        {"position_convention": "fairseq", "d_model": 2, "encoder_attention_heads": 1, "decoder_attention_heads": 1},
+        "d_model is 2; .*at least 4",
+    ),
     *[({field: value}, rf"{field} is {value}; .*from 0 to 60") for field in ID_FIELDS for value in (-1, 61)],
     ({"pad_token_id": 2}, "pad_token_id and eos_token_id are both 2; .*differ"),
     ({"is_encoder_decoder": False}, "is_encoder_decoder is False; .*True"),

@@ -3,6 +3,8 @@
 import gc
 import itertools
 import json
+import math
+import threading
 import warnings
 
 import numpy as np
@@ -10,8 +12,17 @@ import pytest
 import torch
 from helpers import wordy_model
 
-from vanilla_transformer import decoding
-from vanilla_transformer.decoding import decode, load, one_line, open_output, translate
+from vanilla_transformer import decoding, gnmt_beam_search
+from vanilla_transformer.decoding import (
+    as_they_arrive,
+    decode,
+    load,
+    one_line,
+    open_output,
+    reopen_output,
+    translate,
+    translate_windows,
+)
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.tokenization import train_tokenizer
 
@@ -45,9 +56,19 @@ def saved(model, tokenizer, tmp_path_factory):
     return folder
 
 
+def texts(results) -> list[list[str]]:
+    return [[translation.text for translation in translations] for translations in results]
+
+
+def scores(results) -> list[float]:
+    return [translation.score for translations in results for translation in translations]
+
+
 def test_one_result_per_sentence_in_order(model, tokenizer):
     together = list(translate(model, tokenizer, SENTENCES, **SHORT))
-    assert together == [next(translate(model, tokenizer, [sentence], **SHORT)) for sentence in SENTENCES]
+    alone = [next(translate(model, tokenizer, [sentence], **SHORT)) for sentence in SENTENCES]
+    assert texts(together) == texts(alone)
+    assert scores(together) == pytest.approx(scores(alone), rel=1e-4)
     assert [len(translations) for translations in together] == [1] * len(SENTENCES)
     assert len({translation for (translation,) in together}) > 3
 
@@ -58,42 +79,129 @@ def test_batch_neighbours_change_nothing(model, tokenizer, num_beams):
     settings = {"num_beams": num_beams, "suppress_tokens": [tokenizer.eos_token_id]}
     sentences = SENTENCES[:4]
     expected = [next(translate(model, tokenizer, [sentence], **settings)) for sentence in sentences]
-    for batch_size in (2, 64):
-        assert list(translate(model, tokenizer, sentences, batch_size=batch_size, **settings)) == expected
+    for batch_tokens in (16, 1024):
+        together = list(translate(model, tokenizer, sentences, batch_tokens=batch_tokens, **settings))
+        assert texts(together) == texts(expected)
 
 
-def test_batches_are_at_most_batch_size(model, tokenizer, monkeypatch):
-    sizes = []
+def test_a_batch_has_at_most_so_many_tokens(model, tokenizer, monkeypatch):
+    shapes = []
     generate = model.generate
     monkeypatch.setattr(
-        model, "generate", lambda **inputs: sizes.append(len(inputs["input_ids"])) or generate(**inputs)
+        model, "generate", lambda **inputs: shapes.append(tuple(inputs["input_ids"].shape)) or generate(**inputs)
     )
-    sentences = ["a dog", "two dogs run", "a dog", "a dog", "a dog", "two dogs run", "a dog"]
-    results = list(translate(model, tokenizer, sentences, batch_size=2, **SHORT))
-    assert sizes == [2, 2, 2, 1]
-    assert results[0] == results[2] == results[3] == results[4] == results[6] != [""]
+    sentences = ["a dog", "two dogs run on the green grass", "a dog", "a cat", "a dog", "a dog runs", "a dog"]
+    results = list(translate(model, tokenizer, sentences, batch_tokens=24, **SHORT))
+    lengths = sorted((len(tokenizer(sentence)["input_ids"]) for sentence in sentences), reverse=True)
+    assert sum(rows for rows, _ in shapes) == 7 and [length for _, length in shapes][0] == lengths[0]
+    # 8 is what a shorter sentence counts as; one that is over the budget goes alone
+    assert all(rows * max(length, 8) <= 24 or rows == 1 for rows, length in shapes)
+    assert max(rows for rows, _ in shapes) == 3
+    assert texts(results)[0] == texts(results)[2] == texts(results)[4] == texts(results)[6] != [""]
 
 
 def test_at_most_input_length_plus_50(model, tokenizer, monkeypatch):
+    """A sentence's own length, whatever the length of its neighbours."""
     lengths = []
-    monkeypatch.setattr(decoding, "decode", lambda _, ids: lengths.extend([ids.shape[1]] * len(ids)) or [""] * len(ids))
+    pad = tokenizer.pad_token_id
+    monkeypatch.setattr(
+        decoding, "decode", lambda _, ids: lengths.extend((ids != pad).sum(1).tolist()) or [""] * len(ids)
+    )
     sentences = [sentence for sentence in SENTENCES if sentence.strip()]
-    list(translate(model, tokenizer, sentences, suppress_tokens=[tokenizer.eos_token_id]))
+    list(translate(model, tokenizer, sentences, suppress_tokens=[tokenizer.eos_token_id, pad]))
     source_lengths = [len(tokenizer(sentence)["input_ids"]) for sentence in sentences]
     assert sorted(lengths) == sorted(1 + length + 50 for length in source_lengths)  # 1 is the start token
+
+
+def test_the_search_is_the_papers_unless_another_is_asked_for(model, tokenizer):
+    """One beam is greedy search, whatever the penalty."""
+    sentence, limit = "the cat sleeps all day long", 12
+    inputs = tokenizer([sentence], return_tensors="pt")
+    settings = {"num_beams": 4, "max_new_tokens": limit}
+    library = model.generate(**inputs, **settings, length_penalty=2.0)
+    paper = model.generate(
+        **inputs,
+        **settings,
+        length_penalty=0.6,
+        custom_generate=gnmt_beam_search,
+        return_dict_in_generate=True,
+    )
+    ((found,),) = translate(model, tokenizer, [sentence], max_new_tokens=limit)
+    assert found.text == decode(tokenizer, paper.sequences)[0]
+    assert found.score == pytest.approx(paper.sequences_scores.item())
+    ((found,),) = translate(model, tokenizer, [sentence], **settings, length_penalty=2.0, search=None)
+    assert found.text == decode(tokenizer, library)[0] and math.isnan(found.score)
+
+    greedy = decode(tokenizer, model.generate(**inputs, num_beams=1, max_new_tokens=limit))
+    for penalty in (0.0, 3.0):
+        found = translate(model, tokenizer, [sentence], num_beams=1, length_penalty=penalty, max_new_tokens=limit)
+        assert texts(found) == [greedy]
+
+
+def test_sampling_is_the_librarys(model, tokenizer):
+    torch.manual_seed(5)
+    sampled = translate(model, tokenizer, SENTENCES[:1], num_beams=1, do_sample=True, num_return_sequences=5, **SHORT)
+    assert len({translation.text for translation in next(sampled)}) > 1
+
+
+def test_a_sentence_that_is_too_long_is_cut_or_refused(model, tokenizer, caplog):
+    sentences = ["a dog", "", "two dogs run on the green grass", "a cat"]
+    ids = tokenizer(sentences[2])["input_ids"]
+    cut = decode(tokenizer, np.array([ids[:5]]))[0]
+    found = list(translate(model, tokenizer, sentences, max_source_length=6, **SHORT))
+    assert texts(found[2:3]) == texts(translate(model, tokenizer, [cut], **SHORT))
+    assert f"sentence 3 has {len(ids)} tokens, more than max_source_length 6; what is beyond is cut off" in caplog.text
+    refused = translate(model, tokenizer, sentences, max_source_length=6, too_long="refuse", **SHORT)
+    with pytest.raises(UserError, match=r"^sentence 3 has .* split it into sentences, or raise max_source_length$"):
+        list(refused)
+
+
+def test_the_number_in_a_warning_counts_all_windows(model, tokenizer, caplog):
+    windows = [["a dog"] * 2, ["a dog", "two dogs run on the green grass"]]
+    list(translate_windows(model, tokenizer, windows, max_source_length=6, first_sentence=101, **SHORT))
+    assert "sentence 104 has" in caplog.text
+
+
+def test_lines_are_taken_as_they_arrive(monkeypatch):
+    monkeypatch.setattr(decoding, "WINDOW", 3)
+    asked = threading.Semaphore(0)
+
+    def lines():
+        for number in range(2):
+            asked.acquire()
+            yield f"alone {number}"
+        asked.acquire()
+        yield from ("a", "b", "c", "d")
+        raise UserError("the fifth is broken")
+
+    windows = as_they_arrive(lines())
+    for number in range(2):
+        asked.release()
+        assert next(windows) == [f"alone {number}"]  # although the next line has not come
+    asked.release()
+    found = []
+    with pytest.raises(UserError, match="the fifth is broken"):
+        found += itertools.chain.from_iterable(windows)
+    found = []
+    for window in as_they_arrive("abcdefgh"):
+        assert 1 <= len(window) <= 3
+        found += window
+    assert found == list("abcdefgh")
 
 
 def test_several_translations_per_sentence(model, tokenizer):
     results = list(translate(model, tokenizer, SENTENCES, num_beams=4, num_return_sequences=3, **SHORT))
     best = list(translate(model, tokenizer, SENTENCES, num_beams=4, **SHORT))
-    assert [translations[:1] for translations in results] == best
-    assert results[2] == results[5] == ["", "", ""]
-    assert len(set(results[0])) == 3
+    assert texts(translations[:1] for translations in results) == texts(best)
+    assert results[2] == results[5] == [("", 0.0)] * 3
+    assert len(set(texts(results)[0])) == 3
+    for translations in results:
+        assert scores([translations]) == sorted(scores([translations]), reverse=True)
 
 
 def test_blank_sentences_do_not_reach_the_model(model, tokenizer, monkeypatch):
     monkeypatch.setattr(model, "generate", None)
-    assert list(translate(model, tokenizer, ["", " ", "\t\n", "\u3000"])) == [[""]] * 4
+    assert list(translate(model, tokenizer, ["", " ", "\t\n", "\u3000"])) == [[("", 0.0)]] * 4
     assert list(translate(model, tokenizer, [])) == []
 
 
@@ -105,7 +213,7 @@ def test_reads_only_a_window_ahead(model, tokenizer, monkeypatch):
     assert read == []
     first = list(itertools.islice(translations, 4))
     assert len(read) == 6
-    assert first == list(translate(model, tokenizer, SENTENCES[:4], **SHORT))
+    assert texts(first) == texts(translate(model, tokenizer, SENTENCES[:4], **SHORT))
 
 
 def test_model_is_left_as_it_was(model, tokenizer):
@@ -166,11 +274,13 @@ def test_bfloat16(model, tokenizer, saved):
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"num_beams": 1, "num_return_sequences": 2}, "num_return_sequences"),
         ({"num_beams": 2, "num_return_sequences": 3}, "num_return_sequences"),
         ({"num_return_sequences": 0}, "num_return_sequences"),
         ({"num_beams": 0}, "num_beams"),
-        ({"batch_size": 0}, "batch_size"),
+        ({"batch_tokens": 0}, "batch_tokens"),
+        ({"max_source_length": 1}, "max_source_length"),
+        ({"too_long": "break"}, "too_long"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
     ],
 )
@@ -256,3 +366,32 @@ def test_an_output_file_is_never_overwritten(tmp_path):
     assert path.read_text() == "mine\n"
     with pytest.raises(UserError, match="No such file"):
         open_output(str(tmp_path / "no" / "out.txt"))
+
+
+@pytest.mark.parametrize(
+    ("content", "lines_per_sentence", "done", "kept"),
+    [
+        ("", 1, 0, ""),
+        ("eins\nzwei\ndr", 1, 2, "eins\nzwei\n"),
+        ("eins\nzwei\ndrei\n", 2, 1, "eins\nzwei\n"),
+        ("\n\n", 1, 2, "\n\n"),
+    ],
+)
+def test_an_output_file_is_gone_on_with_after_the_last_whole_sentence(
+    content, lines_per_sentence, done, kept, tmp_path
+):
+    path = tmp_path / "out.txt"
+    path.write_text(content)
+    file, count = reopen_output(str(path), lines_per_sentence, 5)
+    with file:
+        file.write("über\n")
+    assert count == done
+    assert path.read_text(encoding="utf-8") == f"{kept}über\n"
+
+
+def test_an_output_file_that_is_longer_than_the_input_is_left_alone(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("eins\nzwei\n")
+    with pytest.raises(UserError, match="has lines for 2 sentences, but there are 1"):
+        reopen_output(str(path), 1, 1)
+    assert path.read_text() == "eins\nzwei\n"

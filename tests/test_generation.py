@@ -1,5 +1,6 @@
 """Caches and generate(): what is decoded step by step is what the whole forward gives."""
 
+import copy
 import warnings
 
 import pytest
@@ -403,3 +404,128 @@ def test_generation_in_bfloat16_is_finite():
             **sources(), max_new_tokens=6, num_beams=2, output_scores=True, return_dict_in_generate=True
         )
     assert outputs.sequences_scores.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
+def test_eager_and_sdpa_generate_the_same(mode):
+    model, arguments = lively_model(), sources() | mode | {"max_new_tokens": 10}
+    sequences = []
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        set_seed(1)
+        sequences.append(model.generate(**arguments))
+    assert torch.equal(*sequences)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("settings", [{"top_k": 3}, {"top_k": 0, "top_p": 0.5}], ids=["top_k", "top_p"])
+def test_sampling_keeps_to_the_likeliest(settings):
+    model, source = lively_model(), random_ids(1, 5)
+    model.generation_config.no_repeat_ngram_size = None
+    sampled = model.generate(input_ids=source, do_sample=True, num_return_sequences=200, max_new_tokens=3, **settings)
+    repeated = source.repeat(200, 1)
+    probabilities = model(input_ids=repeated, decoder_input_ids=sampled[:, :-1]).logits.softmax(-1)
+    chosen = probabilities.gather(2, sampled[:, 1:, None])
+    greater = probabilities > chosen
+    real = sampled[:, 1:] != PAD
+    if "top_p" in settings:
+        assert ((probabilities * greater).sum(-1)[real] < 0.5).all()
+    else:
+        assert (greater.sum(-1)[real] < 3).all()
+    assert len(set(sampled[:, 1].tolist())) > 1
+
+
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_generation_keeps_to_the_tokens_that_a_prefix_allows(num_beams):
+    """Each source its own, and after an odd token an even one."""
+
+    def allowed(source: int, written: torch.Tensor) -> list[int]:
+        return [EOS, 10 + 2 * source + (len(written) % 2)]
+
+    sequences = lively_model().generate(
+        **sources(),
+        num_beams=num_beams,
+        prefix_allowed_tokens_fn=allowed,
+        max_new_tokens=6,
+        min_new_tokens=4,
+        no_repeat_ngram_size=None,
+    )
+    for source, row in enumerate(sequences.tolist()):
+        assert row[1:5] == [10 + 2 * source + n % 2 for n in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("helper", ["assistant", "prompt lookup"])
+def test_assisted_decoding_is_greedy(helper):
+    """transformers allows it for one source at a time."""
+    model = lively_model()
+    model.generation_config.no_repeat_ngram_size = None
+    source = {"input_ids": random_ids(1, 6)}
+    settings = {"assistant_model": lively_model()} if helper == "assistant" else {"prompt_lookup_num_tokens": 3}
+    assisted = model.generate(**source, **settings, max_new_tokens=12)
+    assert torch.equal(assisted, model.generate(**source, max_new_tokens=12))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("num_beams", [1, 3])
+def test_scores_and_attentions_of_the_steps_are_the_forwards(num_beams):
+    """Also where the beams of a source share its keys and values."""
+    model, batch = lively_model(), sources()
+    model.set_attn_implementation("eager")
+    model.generation_config.no_repeat_ngram_size = None
+    steps = 5
+    found = model.generate(
+        **batch,
+        num_beams=num_beams,
+        max_new_tokens=steps,
+        min_new_tokens=steps,
+        output_scores=True,
+        output_logits=True,
+        output_attentions=True,
+        return_dict_in_generate=True,
+    )
+    forward = model(**batch, decoder_input_ids=found.sequences[:, :-1], output_attentions=True)
+    for step in range(steps):
+        rows = torch.arange(4) if num_beams == 1 else found.beam_indices[:, step]
+        assert found.cross_attentions[step][0].shape == (4 * num_beams, 4, 1, batch["input_ids"].shape[1])
+        torch.testing.assert_close(found.logits[step][rows], forward.logits[:, step], **CLOSE)
+        for layer in range(3):
+            torch.testing.assert_close(
+                found.cross_attentions[step][layer][rows, :, 0], forward.cross_attentions[layer][:, :, step], **CLOSE
+            )
+    transitions = model.compute_transition_scores(
+        found.sequences, found.scores, getattr(found, "beam_indices", None), normalize_logits=num_beams == 1
+    )
+    logits = forward.logits
+    if num_beams == 1:
+        logits = logits.index_fill(2, torch.tensor([EOS]), -torch.inf)  # min_new_tokens, before it is normalized
+    log_probs = logits.log_softmax(-1)
+    expected = log_probs.gather(2, found.sequences[:, 1:, None])[..., 0]
+    torch.testing.assert_close(transitions, expected, **CLOSE)
+
+
+@torch.no_grad()
+def test_bfloat16_chooses_what_float32_does_up_to_ties():
+    model, batch = lively_model(), sources()
+    model.generation_config.no_repeat_ngram_size = None
+    half = copy.deepcopy(model).bfloat16()
+    sequences = half.generate(**batch, max_new_tokens=10)
+    logits = model(**batch, decoder_input_ids=sequences[:, :-1]).logits
+    chosen = logits.gather(2, sequences[:, 1:, None])[..., 0]
+    behind = (logits.amax(-1) - chosen)[sequences[:, 1:] != PAD]
+    assert (behind == 0).float().mean() > 0.8 and behind.max() < 0.1 * logits.std()
+
+
+def test_several_targets_of_a_source_need_it_once():
+    """What beam search and sampling build on: fewer sources than targets, each for as many in turn."""
+    model, batch = small_model(), ragged_batch()
+    targets = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch.items() if "decoder" in name}
+    sources_twice = {
+        name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch.items() if "decoder" not in name
+    }
+    encoder_outputs = model.get_encoder()(batch["input_ids"], batch["attention_mask"])
+    for implementation in ("eager", "sdpa"):
+        model.set_attn_implementation(implementation)
+        expected = model(**sources_twice, **targets).logits
+        found = model(encoder_outputs=encoder_outputs, attention_mask=batch["attention_mask"], **targets).logits
+        real = targets["decoder_attention_mask"].bool()
+        torch.testing.assert_close(found[real], expected[real], **CLOSE)

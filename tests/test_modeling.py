@@ -152,6 +152,18 @@ def test_positions_are_the_equations(d_model):
         torch.testing.assert_close(part.double(), expected, rtol=0, atol=5e-4)
 
 
+@pytest.mark.parametrize("d_model", [4, 16, 512])
+def test_fairseq_positions_are_fairseqs_table(d_model):
+    """Its formula, sines before cosines: log(10000) / (half - 1) between the exponents, the first position 2."""
+    half = d_model // 2
+    frequencies = torch.exp(torch.arange(half, dtype=torch.float) * -(math.log(10_000) / (half - 1)))
+    angles = torch.arange(2, 1000, dtype=torch.float)[:, None] * frequencies
+    sizes = {"encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_layers": 1, "decoder_layers": 1}
+    model = small_model(d_model=d_model, position_convention="fairseq", **sizes)
+    states = first_states(model, 998)
+    assert torch.equal(states[:, 0::2], angles.sin()) and torch.equal(states[:, 1::2], angles.cos())
+
+
 def first_states(model: VanillaTransformerForConditionalGeneration, length: int, **kwargs) -> torch.Tensor:
     """What enters the first encoder layer for embeddings of zero: the positions, [length, d_model]."""
     inputs_embeds = torch.zeros(1, length, model.config.d_model, dtype=model.dtype)

@@ -29,7 +29,7 @@ def positions_of(length: int, d_model: int) -> np.ndarray:
 def positions_in_float64(monkeypatch):
     """Leave the positions' rounding out of a comparison in float64."""
 
-    def positions(position_ids: torch.Tensor, d_model: int) -> torch.Tensor:
+    def positions(position_ids: torch.Tensor, d_model: int, _: str) -> torch.Tensor:
         table = torch.from_numpy(positions_of(int(position_ids.max()) + 1, d_model))
         return table[position_ids]
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForSeq2SeqLM
 
 from vanilla_transformer.number_corpus import number_pairs
+from vanilla_transformer.run_record import read_record
 from vanilla_transformer.tokenization import PreTrainedTokenizerFast
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "train.py"
@@ -71,6 +72,16 @@ def whole(tmp_path_factory, data) -> str:
     return folder
 
 
+def test_a_run_says_what_it_was(whole, data):
+    record = read_record(whole)
+    assert record["command"].startswith(f"python scripts/train.py --output_dir {whole} --max_steps 9 --train_file ")
+    assert (record["model"]["preset"], record["model"]["vocab_size"]) == ("tiny", 300)
+    assert (record["data"]["train_file"], record["data"]["train_pairs"]) == (data[1], 60)
+    assert record["recipe"]["learning_rate"] == (16 * 10) ** -0.5
+    assert record["result"]["steps"] == 9 and record["result"]["minutes"] > 0
+    assert record["result"]["validation"]["step"] == 9
+
+
 def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, data, whole):
     """SIGKILL after step 5, two steps after the last checkpoint."""
     arguments = ["--output_dir", str(tmp_path / "run"), "--max_steps", "9", *data, *SMALL]
@@ -110,6 +121,8 @@ def test_interrupted_resumed_and_fine_tuned(tmp_path, data, whole):
     assert Path(tuned, "modeling_vanilla_transformer.py").is_file()
     assert '"PreTrainedTokenizerFast"' in Path(tuned, "tokenizer_config.json").read_text()
     assert PreTrainedTokenizerFast.from_pretrained(tuned).vocab_size == model.config.vocab_size
+    began_with = read_record(tuned)["model"]
+    assert (began_with["model_name_or_path"], began_with["from_hub"]) == (whole, False)
 
 
 @pytest.mark.parametrize(

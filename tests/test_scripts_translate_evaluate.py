@@ -17,6 +17,7 @@ from transformers.utils.logging import enable_progress_bar as enable_transformer
 from vanilla_transformer.decoding import load, one_line, translate
 from vanilla_transformer.evaluation import score
 from vanilla_transformer.number_corpus import number_pairs
+from vanilla_transformer.probe import weights_digest
 from vanilla_transformer.tokenization import train_tokenizer
 
 SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
@@ -77,7 +78,7 @@ def refused(run):
 
 def expected_lines(model, tokenizer, sentences=SENTENCES, **settings):
     results = translate(model, tokenizer, sentences, **settings)
-    return [one_line(translation) for alternatives in results for translation in alternatives]
+    return [one_line(translation.text) for alternatives in results for translation in alternatives]
 
 
 def test_translates_sentences_from_arguments(run, folder, model, tokenizer):
@@ -91,7 +92,7 @@ def test_a_translation_with_a_line_break_is_one_line(run, folder, tokenizer, tmp
     model.generation_config.forced_bos_token_id = tokenizer("\n")["input_ids"][0]  # each translation starts with it
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    assert next(translate(model, tokenizer, ["seven"]))[0].startswith("\n")
+    assert next(translate(model, tokenizer, ["seven"]))[0].text.startswith("\n")
     _, out, _ = run("translate", *SENTENCES, "--model_name_or_path", str(tmp_path), "--max_new_tokens", "5")
     assert out.count("\n") == len(SENTENCES) and out.startswith(" ")
 
@@ -119,7 +120,7 @@ def test_an_empty_input_file_gives_nothing(run, folder, tmp_path):
 
 def test_beam_search_with_several_translations_into_a_file(run, folder, model, tokenizer, tmp_path):
     output = tmp_path / "out.txt"
-    flags = "--num_beams 4 --num_return_sequences 2 --length_penalty 0.6 --max_new_tokens 20 --batch_size 2".split()
+    flags = "--num_beams 4 --num_return_sequences 2 --length_penalty 0.6 --max_new_tokens 20 --batch_tokens 24".split()
     arguments = [*SENTENCES, "--model_name_or_path", folder, "--output_file", str(output), *flags]
     assert run("translate", *arguments) == (0, "", "")
     expected = expected_lines(
@@ -129,42 +130,77 @@ def test_beam_search_with_several_translations_into_a_file(run, folder, model, t
     assert len(expected) == 2 * len(SENTENCES)
 
 
-def test_translates_line_by_line_on_a_terminal(run, folder, monkeypatch):
-    screen, seen = io.BytesIO(), []
+def test_who_writes_a_line_and_waits_gets_an_answer(folder):
+    command = [sys.executable, str(SCRIPTS / "translate.py"), "--model_name_or_path", folder, "--max_new_tokens", "20"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    answers = []
+    for sentence in (b"seven\n", b"forty-two\n"):
+        process.stdin.write(sentence)
+        process.stdin.flush()
+        answers.append(process.stdout.readline())
+    out, err = process.communicate()
+    assert all(answers) and (out, err, process.returncode) == (b"", b"", 0)
 
-    def typing():
-        for sentence in ("seven", "forty-two"):
-            yield f"{sentence}\n".encode()
-            seen.append(screen.getvalue().count(b"\n"))  # the answer is there before the next line is read
 
-    class Keyboard:
-        buffer = typing()
-
-        @staticmethod
-        def isatty():
-            return True
-
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(screen))
-    code, _, _ = run("translate", "--model_name_or_path", folder, "--max_new_tokens", "20", stdin=Keyboard)
+def test_json_lines_have_the_source_and_all_translations_with_scores(run, folder, model, tokenizer):
+    flags = ["--num_beams", "3", "--num_return_sequences", "2", "--max_new_tokens", "20", "--json"]
+    code, out, _ = run("translate", *SENTENCES, "--model_name_or_path", folder, *flags)
+    expected = translate(model, tokenizer, SENTENCES, num_beams=3, num_return_sequences=2, max_new_tokens=20)
     assert code == 0
-    assert seen == [1, 2]
+    for line, sentence, translations in zip(out.splitlines(), SENTENCES, expected, strict=True):
+        found = json.loads(line)
+        assert found["source"] == sentence
+        assert [each["text"] for each in found["translations"]] == [each.text for each in translations]
+        assert [each["score"] for each in found["translations"]] == pytest.approx(
+            [each.score for each in translations], rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_file_half_done_is_gone_on_with(run, folder, tmp_path, as_json):
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
+    arguments = ["--model_name_or_path", folder, "--input_file", str(source), "--output_file", str(output)]
+    arguments += ["--num_beams", "2", "--num_return_sequences", "2", "--max_new_tokens", "20", "--resume"]
+    arguments += ["--json"] if as_json else []
+    assert run("translate", *arguments)[0] == 0  # there is nothing yet
+    whole = output.read_bytes()
+    output.write_bytes(whole[: len(whole) * 2 // 3])
+    assert run("translate", *arguments)[0] == 0
+    if not as_json:
+        assert output.read_bytes() == whole
+    lines = output.read_text().splitlines()
+    assert len(lines) == len(SENTENCES) * (1 if as_json else 2)
 
 
 def test_translate_refuses_what_it_cannot_do(refused, folder, tmp_path):
     taken, latin = tmp_path / "taken.txt", tmp_path / "latin.txt"
-    taken.write_text("mine\n")
+    short = tmp_path / "short.txt"
+    short.write_text("seven\n")
+    taken.write_text("mine\nall\n")
     latin.write_bytes(b"good\nb\xe9b\xe9\n")
     model = ["--model_name_or_path", folder]
     assert "no such folder" in refused("translate", "seven", "--model_name_or_path", str(tmp_path / "none"))
     assert "config.json" in refused("translate", "seven", "--model_name_or_path", str(tmp_path))
-    assert "num_return_sequences" in refused("translate", "seven", *model, "--num_return_sequences", "2")
+    assert "--resume goes on with an --output_file" in refused("translate", "seven", *model, "--resume")
+    resumed = ["--input_file", str(short), "--output_file", str(taken), "--resume"]
+    assert "taken.txt has lines for 2 sentences, but there are 1" in refused("translate", *model, *resumed)
+    assert "num_return_sequences" in refused(
+        "translate", "seven", *model, "--num_beams", "1", "--num_return_sequences", "2"
+    )
     assert "taken.txt exists already" in refused("translate", "seven", *model, "--output_file", str(taken))
-    assert taken.read_text() == "mine\n"
+    assert taken.read_text() == "mine\nall\n"
     assert "give one of the two" in refused("translate", "seven", *model, "--input_file", str(taken))
     assert "none.txt" in refused("translate", *model, "--input_file", str(tmp_path / "none.txt"))
     assert "latin.txt, line 2" in refused("translate", *model, "--input_file", str(latin))
-    assert "standard input, line 2" in refused("translate", *model, stdin=latin.read_bytes())
     assert "on the command line" in refused("translate", os.fsdecode(b"b\xe9b\xe9"), *model)
+
+
+def test_what_comes_before_a_broken_line_of_standard_input_is_translated(run, folder):
+    flags = ["--model_name_or_path", folder, "--max_new_tokens", "20"]
+    code, out, err = run("translate", *flags, stdin=b"seven\nb\xe9b\xe9\n")
+    assert code == 2 and out.count("\n") == 1
+    assert err.startswith("error: standard input, line 2, is not valid UTF-8") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["translate", "evaluate"])
@@ -198,7 +234,7 @@ def test_evaluates_two_text_files(tmp_path):
 
 
 def test_evaluates_a_model_on_a_test_set(run, folder, model, tokenizer, tmp_path):
-    hypotheses = [translation for (translation,) in translate(model, tokenizer, SENTENCES, num_beams=2)]
+    hypotheses = [translation.text for (translation,) in translate(model, tokenizer, SENTENCES, num_beams=2)]
     references = ["x", "", hypotheses[2], "y"]
     (tmp_path / "test.en").write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
     (tmp_path / "test.fr").write_text("".join(f"{reference}\n" for reference in references))
@@ -211,6 +247,7 @@ def test_evaluates_a_model_on_a_test_set(run, folder, model, tokenizer, tmp_path
     expected = score(hypotheses, references)
     assert {name: report[name] for name in expected} == expected
     assert (report["model"], report["num_beams"], report["device"]) == (folder, 2, str(model.device))
+    assert (report["weights"], report["dataset_name"], report["split"]) == (weights_digest(model), None, None)
     assert report["seconds"] > 0 and report["decoding"]["num_beams"] == 2
     assert (tmp_path / "out.txt").read_text().split("\n") == [*map(one_line, hypotheses), ""]
 
@@ -224,7 +261,7 @@ def test_evaluates_a_model_on_a_test_set(run, folder, model, tokenizer, tmp_path
 def test_evaluates_a_model_on_unseen_numbers_by_default(run, folder, model, tokenizer):
     code, out, _ = run("evaluate", "--model_name_or_path", folder, "--max_predict_samples", "8", "--json")
     pairs = number_pairs("en", "fr", "test", 8)
-    hypotheses = [translation for (translation,) in translate(model, tokenizer, pairs["source"])]
+    hypotheses = [translation.text for (translation,) in translate(model, tokenizer, pairs["source"])]
     report = json.loads(out)
     assert code == 0 and report["data"] == "numbers en-fr" and report["sentences"] == 8
     assert report["chrf"] == score(hypotheses, list(pairs["target"]))["chrf"]

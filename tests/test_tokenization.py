@@ -9,7 +9,9 @@ from transformers import AutoTokenizer
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.tokenization import (
     _HARD_STRINGS,
+    SPECIAL_TOKENS,
     PreTrainedTokenizerFast,
+    dictionary_tokenizer,
     subword_nmt_tokenizer,
     train_tokenizer,
 )
@@ -170,3 +172,32 @@ def test_codes_that_can_not_be_are_refused():
         subword_nmt_tokenizer(["#version: 0.2", "lo"], ["low"])
     with pytest.raises(UserError, match="no text"):
         subword_nmt_tokenizer(CODES, [" "])
+
+
+# fairseq's dictionary
+
+TYPES = [*SPECIAL_TOKENS, "lo@@", "w", "er", "ne@@", "w@@", ","]
+
+
+def test_a_dictionary_gives_its_own_ids(tmp_path):
+    tokenizer = dictionary_tokenizer(TYPES)
+    tokenizer.save_pretrained(tmp_path)
+    for either in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert either.convert_ids_to_tokens(range(len(either))) == TYPES
+        assert either("lo@@ w  ,\tnew er ").input_ids == [4, 5, 9, 3, 6, 2]
+
+
+@pytest.mark.parametrize(
+    "pieces, text",
+    [
+        ("lo@@ w , ne@@ w@@ er", "low , newer"),
+        ("ne@@ w@@", "new"),  # cut off inside a word
+        ("w", "w"),
+        ("", ""),
+    ],
+)
+def test_a_dictionarys_pieces_are_joined_to_words(pieces, text, tmp_path):
+    tokenizer = dictionary_tokenizer(TYPES)
+    tokenizer.save_pretrained(tmp_path)
+    for either in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        assert either.decode(either(pieces).input_ids, skip_special_tokens=True) == text

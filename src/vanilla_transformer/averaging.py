@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from .checkpoints import complete_checkpoints
 from .decoding import load
 from .errors import UserError, in_use
+from .run_record import read_record, write_record
 
 
 def last_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
@@ -33,7 +34,8 @@ def last_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
 def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Path) -> PreTrainedModel:
     """Write the mean of the checkpoints' weights as an ordinary model folder, with code, tokenizer and all.
 
-    Sums are kept in float32 and one checkpoint is in memory at a time. What is not a weight is the last checkpoint's.
+    Sums are kept in float32 and one checkpoint is in memory at a time. What is not a weight is the last checkpoint's,
+    and the record of its run goes along.
 
     Args:
         checkpoints: Folders of models of the same shape.
@@ -50,6 +52,7 @@ def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Pat
         raise UserError(f"{output_dir} already exists and is not empty; give another folder for the average")
     if not checkpoints:
         raise UserError("there is nothing to average; give at least one checkpoint")
+    record = read_record(checkpoints[-1])
 
     sums: dict[str, torch.Tensor] = {}
     for checkpoint in checkpoints:
@@ -66,4 +69,6 @@ def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Pat
             weight.copy_(sums[name] / len(checkpoints))
     model.save_pretrained(output_dir)
     tokenizer.save_pretrained(output_dir)
+    if record:
+        write_record(output_dir, record | {"weights": [Path(checkpoint).name for checkpoint in checkpoints]})
     return model

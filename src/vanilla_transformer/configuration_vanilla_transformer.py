@@ -39,6 +39,8 @@ class VanillaTransformerConfig(PreTrainedConfig):
         activation_dropout: Probability on the feed-forward activation; not in the paper, hence 0.
         activation_function: Name in `transformers.activations.ACT2FN`; the paper's is "relu".
         scale_embedding: Whether embeddings are multiplied by sqrt(d_model), as section 3.4 says.
+        position_convention: "paper" for section 3.5 to the letter. "fairseq" for weights that were trained there:
+            positions count from pad_token_id + 1, and 10000^(2i/(d_model - 2)) takes the place of 10000^(2i/d_model).
         use_cache: Whether decoding keeps keys and values of earlier steps.
         tie_word_embeddings: Whether both embeddings and the output layer are one matrix, as section 3.4 says.
             Otherwise they are three.
@@ -73,6 +75,7 @@ class VanillaTransformerConfig(PreTrainedConfig):
     activation_dropout: float | int = 0.0
     activation_function: str = "relu"
     scale_embedding: bool = True
+    position_convention: str = "paper"
     use_cache: bool = True
     tie_word_embeddings: bool = True
     pad_token_id: int = 1
@@ -122,6 +125,10 @@ class VanillaTransformerConfig(PreTrainedConfig):
                 f"activation_function is {self.activation_function!r}; it must be a name in transformers' ACT2FN, "
                 'such as "relu".'
             )
+        if self.position_convention not in ("paper", "fairseq"):
+            raise ValueError(f'position_convention is {self.position_convention!r}; it must be "paper" or "fairseq".')
+        if self.position_convention == "fairseq" and self.d_model < 4:
+            raise ValueError(f'd_model is {self.d_model}; it must be at least 4 with position_convention "fairseq".')
         for field in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
             if not 0 <= getattr(self, field) < self.vocab_size:
                 raise ValueError(

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+
+from .errors import require
 
 
 def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
@@ -14,8 +14,11 @@ def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
     Args:
         log_history: The lines of a Trainer's log, `trainer.state.log_history`.
         path: The file to write; one that is there is replaced.
+
+    Raises:
+        UserError: matplotlib is not installed.
     """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = require("matplotlib.figure", "plots").Figure(figsize=(8, 4.5), layout="constrained")
     loss_axis = figure.subplots()
     bleu_axis = loss_axis.twinx()
     curves = (
@@ -36,6 +39,7 @@ def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
             "top", functions=(lambda step: np.interp(step, steps, times), lambda time: np.interp(time, times, steps))
         )
         axis.set_xlabel("minutes")
-        axis.set_xticks([tick for tick in MaxNLocator(8).tick_values(0, times[-1]) if times[0] <= tick <= times[-1]])
+        ticks = require("matplotlib.ticker", "plots").MaxNLocator(8)
+        axis.set_xticks([tick for tick in ticks.tick_values(0, times[-1]) if times[0] <= tick <= times[-1]])
     figure.legend(loc="outside upper center", ncols=len(curves))
     figure.savefig(path, dpi=150, format="png")

@@ -116,6 +116,11 @@ def iterate_sentences(pairs: Dataset | IterableDataset) -> Iterator[str]:
 
 
 def read_lines(path: str | os.PathLike) -> list[str]:
+    """`iterate_lines` in a list."""
+    return list(iterate_lines(path))
+
+
+def iterate_lines(path: str | os.PathLike) -> Iterator[str]:
     """Read a text file, plain or `.gz`, one sentence per line.
 
     Lines end at a line feed (or carriage return and line feed) and nowhere else.
@@ -123,7 +128,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
     Raises:
         UserError: The file can't be opened, or isn't UTF-8; the message has file and line.
     """
-    return [_without_line_end(line) for line in _iterate_lines(os.fspath(path))]
+    return map(_without_line_end, _iterate_lines(os.fspath(path)))
 
 
 def _iterate_lines(path: str) -> Iterator[str]:

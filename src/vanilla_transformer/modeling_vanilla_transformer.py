@@ -7,6 +7,7 @@ dropout, other activations, untied embeddings), the configuration's defaults are
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -65,7 +66,7 @@ def shift_right(labels: torch.Tensor, pad_token_id: int, decoder_start_token_id:
 # 3.5 Positional encoding
 
 
-def sinusoidal_positions(position_ids: torch.Tensor, d_model: int) -> torch.Tensor:
+def sinusoidal_positions(position_ids: torch.Tensor, d_model: int, convention: str = "paper") -> torch.Tensor:
     """PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(pos / 10000^(2i/d_model)) (section 3.5).
 
     Computed where it is needed: no table, hence no longest sentence, and nothing to save or to load.
@@ -73,12 +74,14 @@ def sinusoidal_positions(position_ids: torch.Tensor, d_model: int) -> torch.Tens
     Args:
         position_ids: Positions of any shape [...], int64.
         d_model: Width, even.
+        convention: With "fairseq" the exponent is 2i / (d_model - 2), so that the last one is 1.
 
     Returns:
         float32 of shape [..., d_model], sines and cosines interleaved.
     """
     even = torch.arange(0, d_model, 2, device=position_ids.device, dtype=torch.float32)  # 2i: [d_model / 2]
-    angles = position_ids[..., None].float() * torch.exp(even * (-math.log(10_000) / d_model))
+    width = d_model if convention == "paper" else d_model - 2
+    angles = position_ids[..., None].float() * torch.exp(even * (-math.log(10_000) / width))
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(-2)
 
 
@@ -218,7 +221,8 @@ class VanillaTransformerAttention(nn.Module):
 
         Args:
             hidden_states: What asks, [batch, target length, d_model].
-            memory: The encoder's output [batch, source length, d_model], in encoder-decoder attention.
+            memory: The encoder's output [sources, source length, d_model], in encoder-decoder attention. Where there
+                are fewer sources than rows in the batch, as in beam search, each serves as many consecutive rows.
             attention_mask: In the form that the attention implementation in use takes.
             past_key_values: Keys and values of earlier steps; this step's are added.
 
@@ -226,7 +230,10 @@ class VanillaTransformerAttention(nn.Module):
             [batch, target length, d_model], and the weights [batch, heads, target length, source length] where the
             implementation gives them.
         """
-        query = self.split_heads(self.q_proj(hidden_states))
+        batch, target_length, d_model = hidden_states.shape
+        # Without order among the target's positions, those of all rows with the same source can be one long row.
+        rows = batch if memory is None else memory.shape[0]
+        query = self.split_heads(self.q_proj(hidden_states.reshape(rows, -1, d_model)))
         if memory is not None and past_key_values is not None and past_key_values.is_updated.get(self.layer_idx):
             # The encoder's output is the same at every step: its keys and values are computed at the first.
             cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
@@ -253,8 +260,10 @@ class VanillaTransformerAttention(nn.Module):
             scaling=self.scaling,
             **kwargs,
         )
-        # Concat(head_1, ..., head_h) W^O: [batch, target length, heads, d_head] to [batch, target length, d_model]
-        return self.out_proj(heads_output.reshape(*hidden_states.shape[:-1], -1)), weights
+        if weights is not None:  # [rows, heads, target lengths, source length], as `query` is
+            weights = weights.unflatten(2, (-1, target_length)).transpose(1, 2).flatten(0, 1)
+        # Concat(head_1, ..., head_h) W^O: [rows, target lengths, heads, d_head] to [batch, target length, d_model]
+        return self.out_proj(heads_output.reshape(batch, target_length, -1)), weights
 
 
 # 3.1 Encoder and decoder stacks
@@ -393,6 +402,13 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
         )
         self.gradient_checkpointing = False
 
+    def positions(self, position_ids: torch.Tensor) -> torch.Tensor:
+        """What the config's `position_convention` adds at these positions, float32, [..., d_model]."""
+        convention = self.config.position_convention
+        if convention == "fairseq":
+            position_ids = position_ids + self.config.pad_token_id + 1
+        return sinusoidal_positions(position_ids, self.config.d_model, convention)
+
     def embed(
         self, inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | None, past_length: int = 0
     ) -> torch.Tensor:
@@ -400,9 +416,7 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
 
         The sum is taken in the positions' float32 and rounded once, so that half precision loses no position.
         """
-        positions = sinusoidal_positions(
-            position_ids_of(inputs_embeds, attention_mask, past_length), self.config.d_model
-        )
+        positions = self.positions(position_ids_of(inputs_embeds, attention_mask, past_length))
         embedded = (inputs_embeds * self.embed_scale + positions).to(inputs_embeds.dtype)
         return dropout(embedded, p=self.dropout, training=self.training)
 
@@ -496,8 +510,9 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
             input_ids: Right-shifted target ids, [batch, target length], int64; with a cache only the new ones.
             attention_mask: 1 for tokens and 0 for padding, [batch, cached + target length]; None for no padding.
                 No position sees a later one in any case.
-            encoder_hidden_states: The encoder's output, [batch, source length, d_model].
-            encoder_attention_mask: The encoder's attention mask, [batch, source length].
+            encoder_hidden_states: The encoder's output, [sources, source length, d_model]. Where there are fewer
+                sources than rows in the batch, as in beam search, each serves as many consecutive rows.
+            encoder_attention_mask: The encoder's attention mask, [sources, source length].
             past_key_values: Keys and values of earlier steps.
             inputs_embeds: Rows of the embedding in place of `input_ids`, [batch, target length, d_model].
             use_cache: Whether to return keys and values for the next step.
@@ -532,7 +547,7 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
         )
         memory_mask = create_bidirectional_mask(
             config=self.config,
-            inputs_embeds=inputs_embeds,
+            inputs_embeds=inputs_embeds.reshape(encoder_hidden_states.shape[0], -1, self.config.d_model),
             attention_mask=encoder_attention_mask,
             encoder_hidden_states=encoder_hidden_states,
         )
@@ -569,7 +584,7 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Embedding:
         """The source's embedding, which with tied embeddings is the target's too."""
-        return self.encoder.embed_tokens
+        return self.encoder.embed_tokens if self.shared is None else self.shared
 
     def set_input_embeddings(self, value: nn.Embedding) -> None:
         """Replace the source's embedding, and with tied embeddings the target's too."""
@@ -703,7 +718,7 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
         if return_logits is None:
             return_logits = labels is None or not self.training
         loss = logits = None
-        if return_logits or not self._output_layer_is_one_matrix():
+        if return_logits or not self.output_layer_is_one_matrix():
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(outputs.last_hidden_state[:, kept])
             if labels is not None:
@@ -724,13 +739,30 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             encoder_attentions=outputs.encoder_attentions,
         )
 
-    def _output_layer_is_one_matrix(self) -> bool:
+    def output_layer_is_one_matrix(self) -> bool:
         """Whether logits are a plain product: no adapter, quantization or bias, and not split over devices."""
         return type(self.lm_head) is nn.Linear and self.lm_head.bias is None and self.tp_size is None
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
         """The decoder's input for these labels, both [batch, target length]; transformers' collators call this."""
         return shift_right(labels, self.config.pad_token_id, self.config.decoder_start_token_id)
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.LongTensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.LongTensor, dict[str, Any]]:
+        """Repeat what the decoder gets for each beam or sample, but not the source: one serves all of them."""
+        source = {name: model_kwargs.pop(name, None) for name in ("encoder_outputs", "attention_mask")}
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(expand_size, False, input_ids, **model_kwargs)
+        return input_ids, model_kwargs | source
+
+    def _reorder_cache(self, past_key_values: EncoderDecoderCache, beam_idx: torch.LongTensor) -> EncoderDecoderCache:
+        """After a step of beam search. No beam leaves its source, whose keys and values therefore stay in place."""
+        past_key_values.self_attention_cache.reorder_cache(beam_idx)
+        return past_key_values
 
     def _prepare_generated_length(
         self,

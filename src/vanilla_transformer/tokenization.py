@@ -4,9 +4,9 @@ The paper (section 5.1) shares one BPE vocabulary between both languages. Workin
 means that no text is ever unknown and that decoding gives back exactly what was encoded.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import TokenizersBackend
 
 from .errors import UserError
@@ -128,6 +128,29 @@ def subword_nmt_tokenizer(codes: Iterable[str], texts: Iterable[str]) -> PreTrai
     backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNK_TOKEN, end_of_word_suffix=_WORD_END))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.decoder = decoders.BPEDecoder(suffix=_WORD_END)
+    return _with_special_tokens(backend)
+
+
+def dictionary_tokenizer(types: Sequence[str]) -> PreTrainedTokenizerFast:
+    """A tokenizer that looks words up, for text that is tokenized and segmented already, as fairseq takes it.
+
+    Splits at spaces; what is not in the dictionary becomes `<unk>`. Decoding puts spaces between the types and joins
+    the pieces that `subword-nmt apply-bpe` marks with "@@". The codes of a BPE have no place in it: they make symbols
+    on their way that need not be in the dictionary, and a fast tokenizer needs an id for each.
+
+    Args:
+        types: Each type once, in the order of their ids, beginning with the special tokens as in `train_tokenizer`.
+    """
+    backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(types)}, unk_token=UNK_TOKEN))
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace(Regex("$"), " "),
+            decoders.Fuse(),
+            decoders.Replace("@@ ", ""),
+            decoders.Replace(Regex(" $"), ""),
+        ]
+    )
     return _with_special_tokens(backend)
 
 

@@ -38,15 +38,12 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 from .batching import TokenBatchSampler, token_lengths
 from .checkpoints import complete_checkpoints
 from .configuration_vanilla_transformer import VanillaTransformerConfig
-from .decoding import translate
+from .decoding import PAPER_DECODING, translate
 from .errors import UserError, first_line
 from .modeling_vanilla_transformer import IGNORED_LABEL
 from .streaming import TokenStream
 
 logger = logging.getLogger(__name__)
-
-# Section 6.1. transformers divides a hypothesis' score by length^0.6; the paper by ((5 + length) / 6)^0.6.
-PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
 
 
 def noam_peak(d_model: int, warmup_steps: int) -> float:
@@ -454,7 +451,7 @@ class SampleTranslations(TrainerCallback):
         if not state.is_world_process_zero:
             return
         for (source, reference), (translation,) in zip(self.pairs, translations, strict=True):
-            print(f"  source      {source}\n  reference   {reference}\n  translation {translation}\n")
+            print(f"  source      {source}\n  reference   {reference}\n  translation {translation.text}\n")
 
 
 # Steps in all (table 3), and how many of the last checkpoints the paper averages (section 6.1). "tiny" is not in the

@@ -1,0 +1,115 @@
+"""Push a trained model to the Hub, with code, tokenizer and model card, and check that it loads there bit by bit.
+
+python scripts/push_to_hub.py --model_name_or_path runs/en-de-averaged --repo_id me/en-de --license apache-2.0
+
+With --output_dir all of it is written into a new folder and checked there, and nothing is pushed. Scores for the card
+come from scripts/evaluate.py --json.
+"""
+
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+# scripts/evaluate.py would hide the library `evaluate`.
+sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != Path(__file__).resolve().parent]
+
+from huggingface_hub import constants
+from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
+
+import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
+from vanilla_transformer.decoding import load
+from vanilla_transformer.errors import UserError, exit_on_user_error
+from vanilla_transformer.hub import full_id, push_to_hub, save_for_hub, verify
+from vanilla_transformer.model_card import make_card, read_scores
+from vanilla_transformer.run_record import read_record
+
+
+@dataclass
+class PushArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder of a trained model, its run or an average."})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "The repository, owner/name or name; made if there is none."}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Write into this new folder and push nothing; --repo_id is for the card then."}
+    )
+    private: bool = field(default=False, metadata={"help": "Make a new repository a private one."})
+    token: str | None = field(
+        default=None, metadata={"help": "Token that may write; by default that of `hf auth login`."}
+    )
+    commit_message: str = field(default="Upload the model", metadata={"help": "Title of the commit."})
+    existing_card: Literal["keep", "replace"] | None = field(
+        default=None, metadata={"help": "What to do with a README.md that the repository has already."}
+    )
+    scores: list[str] = field(
+        default_factory=list, metadata={"help": "Files with the output of evaluate.py --json, for the card."}
+    )
+
+
+@dataclass
+class CardArguments:
+    """What a model card can't find out by itself."""
+
+    title: str | None = field(default=None, metadata={"help": "Heading of the card; by default the languages."})
+    about: str | None = field(default=None, metadata={"help": "For the card: on the data and the purpose."})
+    limits: str | None = field(default=None, metadata={"help": "For the card: what else the model is not good for."})
+    example: str | None = field(
+        default=None, metadata={"help": "Source sentence that the card and the check translate."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "License of the weights as the Hub names it, such as apache-2.0."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser((PushArguments, CardArguments), description=__doc__.split("\n")[0])
+    arguments, card_arguments, unknown = parser.parse_args_into_dataclasses(
+        argv, return_remaining_strings=True, look_for_args_file=False
+    )
+    if unknown:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    disable_progress_bar()
+    if not (arguments.repo_id or arguments.output_dir):
+        raise UserError("give a --repo_id to push to, or an --output_dir to write into")
+
+    if arguments.output_dir:
+        model_id = arguments.repo_id or Path(arguments.output_dir).name
+    else:
+        model_id = full_id(arguments.repo_id, arguments.token)
+
+    model, tokenizer = load(arguments.model_name_or_path, token=arguments.token, device="cpu")
+    card = make_card(
+        model,
+        tokenizer,
+        model_id,
+        record=read_record(arguments.model_name_or_path),
+        scores=[read_scores(path, model) for path in arguments.scores],
+        **asdict(card_arguments),
+    )
+    if card_arguments.license is None:
+        print("The card names no license; --license gives one.")
+    if arguments.output_dir:
+        place = Path(arguments.output_dir)
+        save_for_hub(model, tokenizer, place, card)
+        print(f"The model is in {place}")
+    else:
+        place = push_to_hub(
+            model,
+            tokenizer,
+            model_id,
+            card,
+            existing_card=arguments.existing_card,
+            private=arguments.private,
+            token=arguments.token,
+            commit_message=arguments.commit_message,
+        )
+        print(f"The model is at {constants.ENDPOINT}/{place}")
+    for line in verify(place, model, tokenizer, token=arguments.token, sentence=card_arguments.example):
+        print(line)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

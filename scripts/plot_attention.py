@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     if texts:
         figure = plot_attention(attention_maps(model, tokenizer, *texts), arguments.kind)
     else:
-        figure = plot_positions(model.config.d_model, arguments.positions)
+        figure = plot_positions(model, arguments.positions)
     save_figure(figure, arguments.output_file)
     print(f"The picture is in {arguments.output_file}")
 

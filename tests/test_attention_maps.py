@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import wordy_model
+from helpers import small_model, wordy_model
 from transformers.utils.logging import enable_progress_bar
 
+from vanilla_transformer import gnmt_beam_search
 from vanilla_transformer.attention_maps import (
     MOST_LABELS,
     AttentionMaps,
@@ -23,6 +24,7 @@ from vanilla_transformer.attention_maps import (
     save_figure,
     token_labels,
 )
+from vanilla_transformer.decoding import translate
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.tokenization import subword_nmt_tokenizer, train_tokenizer
 
@@ -83,13 +85,17 @@ def test_weights_are_those_of_a_forward_pass(model, tokenizer):
     assert (len(maps.source_tokens), len(maps.target_tokens)) == (n, m)
 
 
-@pytest.mark.parametrize("settings", [{}, {"num_beams": 3, "num_return_sequences": 2}], ids=["greedy", "beams"])
-def test_without_a_target_it_is_the_models_own_translation(model, tokenizer, settings):
-    model.generation_config.update(max_new_tokens=12, **settings)
+@pytest.mark.parametrize("own", [{}, {"num_beams": 1}, {"num_beams": 3, "num_return_sequences": 2}], ids=str)
+def test_without_a_target_it_is_the_models_own_translation(model, tokenizer, own):
+    model.generation_config.update(max_new_tokens=12, **own)
     maps = attention_maps(model, tokenizer, SOURCE)
-    written = model.generate(torch.tensor([tokenizer(SOURCE)["input_ids"]]))[0]
+    settings = {"length_penalty": 0.0 if own.get("num_beams") == 1 else 0.6, "num_beams": 4, **own}
+    source = torch.tensor([tokenizer(SOURCE)["input_ids"]])
+    written = model.generate(source, custom_generate=gnmt_beam_search, **settings)[0]
     assert maps.target_tokens == token_labels(tokenizer, written[:-1].tolist())  # the last is never read
     assert maps.cross.shape[2] == 12
+    (translation,) = next(translate(model, tokenizer, [SOURCE]))
+    assert tokenizer.decode(written, skip_special_tokens=True) == translation.text
 
 
 @pytest.mark.parametrize("implementation", ["sdpa", "eager", "flex_attention"])
@@ -302,20 +308,24 @@ def test_an_installed_font_draws_what_matplotlibs_own_cannot(tmp_path, caplog, m
     assert figure.axes[0].get_xticklabels()[0].get_fontfamily() == ["DejaVu Sans", "Dogs Only"]
 
 
-@pytest.mark.parametrize(("length", "d_model"), [(1, 2), (7, 16)])
-def test_the_picture_of_the_positions(length, d_model):
-    figure = plot_positions(d_model, length)
+@pytest.mark.parametrize(("length", "d_model", "convention"), [(1, 2, "paper"), (7, 16, "paper"), (7, 16, "fairseq")])
+def test_the_picture_of_the_positions(length, d_model, convention):
+    heads = {"encoder_attention_heads": 1, "decoder_attention_heads": 1}
+    model = small_model(d_model=d_model, position_convention=convention, **heads)
+    figure = plot_positions(model, length)
     sines, cosines = (axis.images[0] for axis in figure.axes[:2])
-    frequencies = 10_000.0 ** -(np.arange(0, d_model, 2) / d_model)
-    angles = np.arange(length)[:, None] * frequencies
+    first, width = (0, d_model) if convention == "paper" else (2, d_model - 2)
+    angles = (first + np.arange(length))[:, None] * 10_000.0 ** -(np.arange(0, d_model, 2) / width)
     assert np.allclose(sines.get_array(), np.sin(angles), atol=1e-5)
     assert np.allclose(cosines.get_array(), np.cos(angles), atol=1e-5)
     assert sines.get_clim() == cosines.get_clim() == (-1, 1)
-    width = 2  # a column is 2i -+ 1 or 2i + 1 -+ 1, a row pos -+ 0.5
-    assert sines.get_extent() == [-1, -1 + width * (d_model // 2), length - 0.5, -0.5]
-    assert cosines.get_extent() == [0, width * (d_model // 2), length - 0.5, -0.5]
+    # Centred on the columns are the dimensions 0, 2, ... and 1, 3, ..., on the rows the positions.
+    assert sines.get_extent() == [-1, d_model - 1, length - 0.5, -0.5]
+    assert cosines.get_extent() == [0, d_model, length - 0.5, -0.5]
+    assert ("pos+2" in figure.axes[0].get_title()) == ("(d-2)" in figure.axes[1].get_title()) == (first == 2)
+    figure.draw_without_rendering()  # the formulas can be read
     with pytest.raises(UserError, match="positions is 0"):
-        plot_positions(d_model, 0)
+        plot_positions(model, 0)
 
 
 # Files
@@ -349,7 +359,7 @@ def test_without_matplotlib_the_weights_remain_and_a_picture_names_what_to_insta
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(sys, "meta_path", [Missing(), *sys.meta_path])
     maps = attention_maps(model, tokenizer, SOURCE)
-    for plot in (lambda: plot_attention(maps, "cross"), lambda: plot_positions(16, 10)):
+    for plot in (lambda: plot_attention(maps, "cross"), lambda: plot_positions(model, 10)):
         with pytest.raises(UserError, match=r"matplotlib is not installed.*vanilla-transformer\[plots\]"):
             plot()
 

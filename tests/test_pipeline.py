@@ -18,11 +18,12 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import vanilla_transformer
 from vanilla_transformer import VanillaTransformerTranslationPipeline, gnmt_beam_search, pipeline_vanilla_transformer
+from vanilla_transformer.decoding import translate
 from vanilla_transformer.tokenization import train_tokenizer
 
 SENTENCES = ["a dog runs", "two dogs run on the green grass", "", "a cat", "the cat sleeps all day long", " \t"]
 CODE = Path(vanilla_transformer.__file__).parent
-PIPELINE_FILES = {"pipeline_vanilla_transformer.py", "beam_search.py", "errors.py"}
+PIPELINE_FILES = {"pipeline_vanilla_transformer.py", "beam_search.py", "errors.py", "incremental_decoder.py"}
 MODEL_FILES = {"configuration_vanilla_transformer.py", "modeling_vanilla_transformer.py"}
 CUSTOM_PIPELINES = {
     "translation": {
@@ -67,12 +68,22 @@ def test_text_in_a_list_of_dictionaries_out(pipe):
     assert pipe([]) == []
 
 
+@pytest.mark.parametrize("settings", [{}, {"num_beams": 2}, {"num_beams": 1}, {"length_penalty": 2.0}], ids=str)
+@pytest.mark.parametrize("own", [{}, {"num_beams": 3, "length_penalty": 0.1}], ids=str)
+def test_the_search_is_that_of_translate(model, tokenizer, own, settings):
+    model.generation_config.update(**own)
+    pipe = VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device="cpu")
+    expected = [{"translation_text": found.text} for (found,) in translate(model, tokenizer, SENTENCES, **settings)]
+    assert pipe(SENTENCES, batch_size=3, **settings) == expected
+    assert pipe(SENTENCES, generation_config=GenerationConfig(**settings)) == expected
+
+
 @pytest.mark.parametrize(
     ("settings", "searches"),
-    [({}, 1), ({"num_beams": 2}, 1), ({"num_beams": 1}, 0), ({"do_sample": True}, 0)],
-    ids=["the model's own", "2 beams", "greedy", "sampled"],
+    [({}, 1), ({"num_beams": 1}, 1), ({"do_sample": True}, 0), ({"do_sample": True, "num_beams": 1}, 0)],
+    ids=str,
 )
-def test_more_beams_than_one_are_the_papers_search(pipe, model, tokenizer, monkeypatch, settings, searches):
+def test_all_but_samples_are_the_papers_search(pipe, model, tokenizer, monkeypatch, settings, searches):
     calls = []
 
     @functools.wraps(gnmt_beam_search)
@@ -82,9 +93,10 @@ def test_more_beams_than_one_are_the_papers_search(pipe, model, tokenizer, monke
 
     monkeypatch.setattr(pipeline_vanilla_transformer, "gnmt_beam_search", counted)
     sentence = "two dogs run on the green grass"
-    search = {"custom_generate": gnmt_beam_search} if searches else {}
     torch.manual_seed(1)
-    (expected,) = model.generate(**tokenizer(sentence, return_tensors="pt"), **search, **settings)
+    (expected,) = model.generate(
+        **tokenizer(sentence, return_tensors="pt"), **settings, custom_generate=gnmt_beam_search if searches else None
+    )
     torch.manual_seed(1)
     assert torch.equal(pipe(sentence, return_tensors=True, **settings)[0]["translation_token_ids"], expected)
     assert len(calls) == searches

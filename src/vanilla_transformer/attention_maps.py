@@ -14,9 +14,10 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from .beam_search import completed, gnmt_beam_search
 from .decoding import evaluating, open_output
 from .errors import UserError, require
-from .modeling_vanilla_transformer import shift_right, sinusoidal_positions
+from .modeling_vanilla_transformer import shift_right
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -75,7 +76,7 @@ def attention_maps(
             implementation are the same afterwards.
         tokenizer: The model's tokenizer.
         source: One text.
-        target: Its translation; by default the model's own, as its generation config says.
+        target: Its translation; by default the model's own, as `translate` gives it.
 
     Raises:
         UserError: A blank source or target.
@@ -91,8 +92,10 @@ def attention_maps(
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     with evaluating(model), torch.inference_mode():
         if target is None:
-            # The last token is written and never read.
-            decoder_input_ids = model.generate(**inputs, num_return_sequences=1)[:, :-1]
+            own = model.generation_config
+            search = {"custom_generate": gnmt_beam_search, **completed(own.num_beams, own.length_penalty)}
+            written = model.generate(**inputs, **search, num_return_sequences=1, do_sample=False)
+            decoder_input_ids = written[:, :-1]  # the last token is never read
         else:
             labels = _ids(model, tokenizer, target)
             decoder_input_ids = shift_right(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
@@ -262,11 +265,11 @@ def _characters(path: str) -> set[str]:
     return set(map(chr, font.get_charmap())) if font.scalable else set()
 
 
-def plot_positions(d_model: int, length: int) -> "Figure":
+def plot_positions(model: PreTrainedModel, length: int) -> "Figure":
     """Draw the sinusoidal positions (section 3.5): a row for each position, a column for each dimension.
 
     Args:
-        d_model: The model's width.
+        model: The model that adds them, of this package or loaded with the code that came with it.
         length: How many positions, from 0.
 
     Returns:
@@ -277,23 +280,28 @@ def plot_positions(d_model: int, length: int) -> "Figure":
     """
     if length < 1:
         raise UserError(f"the number of positions is {length}; it must be at least 1")
+    config = model.config
+    position, width = "pos", "d"
+    if config.position_convention == "fairseq":
+        position, width = f"(pos+{config.pad_token_id + 1})", "(d-2)"
+    positions = model.get_encoder().positions(torch.arange(length, device=model.device)).cpu().numpy()
     figure = require("matplotlib.figure", "plots").Figure((10, 5), layout="constrained")
-    positions = sinusoidal_positions(torch.arange(length), d_model)
     axes = figure.subplots(1, 2, sharey=True)
-    for axis, first, function, power in zip(axes, (0, 1), ("sin", "cos"), ("2i", "2i+1"), strict=True):
+    for axis, first, function, dimension in zip(axes, (0, 1), ("sin", "cos"), ("2i", "2i+1"), strict=True):
         image = axis.imshow(
-            positions[:, first::2].numpy(),
+            positions[:, first::2],
             vmin=-1,
             vmax=1,
             cmap="viridis",
             aspect="auto",
             interpolation="nearest",
-            extent=(first - 1, first + d_model - 1, length - 0.5, -0.5),
+            extent=(first - 1, first + config.d_model - 1, length - 0.5, -0.5),
         )
-        axis.set_title(rf"$PE(pos, {power}) = \{function}(pos\,/\,10000^{{2i/d}})$", fontsize=12)
+        formula = rf"\{function}({position}\,/\,10000^{{2i/{width}}})"
+        axis.set_title(rf"$PE(pos, {dimension}) = {formula}$", fontsize=12)
         axis.set_xlabel(f"{'even' if first == 0 else 'odd'} dimensions")
     axes[0].set_ylabel("position")
-    figure.suptitle(f"Sinusoidal positions, d = {d_model}", fontsize=14)
+    figure.suptitle(f"Sinusoidal positions, d = {config.d_model}", fontsize=14)
     figure.colorbar(image, ax=axes)
     return figure
 

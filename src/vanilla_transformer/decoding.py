@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from .beam_search import gnmt_beam_search
+from .beam_search import completed, gnmt_beam_search
 from .errors import UserError, first_line
 from .tokenization import PreTrainedTokenizerFast
 
@@ -32,8 +32,6 @@ WINDOW = 4096  # sentences read ahead, so that enough of like length come togeth
 BATCH_TOKENS = 1024
 MIN_LENGTH = 8  # as which a shorter sentence counts in a batch, so that a thousand words do not come together
 MAX_SOURCE_LENGTH = 1024
-# Section 6.1. transformers divides a hypothesis' score by length^0.6; the paper by ((5 + length) / 6)^0.6.
-PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
 
 
 @dataclass
@@ -316,13 +314,10 @@ def translate_windows(
     if too_long not in ("cut", "refuse"):
         raise UserError(f'too_long is {too_long!r}; it must be "cut" or "refuse"')
     settings = {"num_return_sequences": num_return_sequences, **generate_kwargs}
-    settings["num_beams"] = num_beams or model.generation_config.num_beams or PAPER_DECODING["num_beams"]
-    if settings["num_beams"] > 1 and model.generation_config.length_penalty is None:
-        settings.setdefault("length_penalty", PAPER_DECODING["length_penalty"])
+    own = model.generation_config
+    settings |= completed(num_beams or own.num_beams, settings.get("length_penalty", own.length_penalty))
     if search is not None and not settings.get("do_sample"):
         settings["custom_generate"] = search
-        if settings["num_beams"] == 1:
-            settings["length_penalty"] = 0.0
     try:
         copy.deepcopy(model.generation_config).update(**settings)
     except ValueError as error:

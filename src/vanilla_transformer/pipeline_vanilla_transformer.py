@@ -6,13 +6,14 @@
 transformers 5 refuses the name "translation" unless the model's folder brings the pipeline, as the second does.
 """
 
+import copy
 import os
 from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, Pipeline, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
 
-from .beam_search import TOKENS_BEYOND_SOURCE, gnmt_beam_search
+from .beam_search import TOKENS_BEYOND_SOURCE, completed, gnmt_beam_search
 
 REGISTERED_TASK = "vanilla-translation"
 SAVED_TASK = "translation"
@@ -22,10 +23,11 @@ class VanillaTransformerTranslationPipeline(Pipeline):
     """Translate a string, a list of them, or a generator or data set of them (which gives an iterator).
 
     `batch_size`, `device` and the rest are those of every pipeline. All other arguments, at construction or at a call,
-    are for `generate()`; what is not given is as the model's generation config says. More than one beam without
-    sampling is the paper's search, `gnmt_beam_search`, which has no `early_stopping`. A source may have any length, and
-    its translation at most 50 tokens more (section 6.1), unless `max_new_tokens` or `max_length` is set. Neither
-    padding nor the rest of a batch changes a translation.
+    are for `generate()`. The search is the paper's, `gnmt_beam_search`, which has no `early_stopping`, unless
+    `do_sample` or `custom_generate` is set. What is not given is as the model's generation config says, the number of
+    beams or else 4 and the length penalty or else 0.6; one beam is greedy. A source may have any length, and its
+    translation at most 50 tokens more (section 6.1), unless `max_new_tokens` or `max_length` is set. Neither padding
+    nor the rest of a batch changes a translation.
     """
 
     _load_tokenizer = True
@@ -105,15 +107,7 @@ class VanillaTransformerTranslationPipeline(Pipeline):
 
     def _generate(self, sources: dict[str, torch.Tensor], generate_kwargs: dict[str, Any]) -> torch.Tensor:
         """Run `generate()` in eval mode; int64 of shape [sources * num_return_sequences, length]."""
-        limited = any(self._setting(name, generate_kwargs) is not None for name in ("max_new_tokens", "max_length"))
-        beams, samples = (self._setting(name, generate_kwargs) for name in ("num_beams", "do_sample"))
-        settings = dict(generate_kwargs)
-        if (beams or 1) > 1 and not samples and "custom_generate" not in settings:
-            settings["custom_generate"] = gnmt_beam_search
-            settings["tokens_beyond_source"] = None if limited else TOKENS_BEYOND_SOURCE
-        elif not limited:
-            limit = SourceLengthLimit(sources["attention_mask"].sum(dim=1))
-            settings["stopping_criteria"] = StoppingCriteriaList([limit, *settings.get("stopping_criteria", [])])
+        settings = self._complete(dict(generate_kwargs), sources["attention_mask"].sum(dim=1))
         was_training = self.model.training
         self.model.eval()
         try:
@@ -122,10 +116,29 @@ class VanillaTransformerTranslationPipeline(Pipeline):
             self.model.train(was_training)
         return output if isinstance(output, torch.Tensor) else output.sequences
 
-    def _setting(self, name: str, generate_kwargs: dict[str, Any]) -> Any:
+    def _complete(self, settings: dict[str, Any], source_lengths: torch.Tensor) -> dict[str, Any]:
+        """The caller's settings, with the paper's search or, for samples, each source's own limit."""
+        if "custom_generate" in settings:
+            return settings
+        limited = any(self._setting(name, settings) is not None for name in ("max_new_tokens", "max_length"))
+        if self._setting("do_sample", settings):
+            if not limited:
+                limit = SourceLengthLimit(source_lengths)
+                settings["stopping_criteria"] = StoppingCriteriaList([limit, *settings.get("stopping_criteria", [])])
+            return settings
+        search = completed(self._setting("num_beams", settings), self._setting("length_penalty", settings))
+        if "generation_config" in settings:  # transformers warns where there is one and settings beside it
+            settings["generation_config"] = copy.deepcopy(settings["generation_config"])
+            settings["generation_config"].update(**search)
+        else:
+            settings |= search
+        beyond_source = None if limited else TOKENS_BEYOND_SOURCE
+        return settings | {"custom_generate": gnmt_beam_search, "tokens_beyond_source": beyond_source}
+
+    def _setting(self, name: str, settings: dict[str, Any]) -> Any:
         """What `generate()` will go by: its argument, else that of the config it is given, else the model's own."""
-        configs = (generate_kwargs.get("generation_config"), self.model.generation_config)
-        values = (generate_kwargs.get(name), *(getattr(config, name, None) for config in configs))
+        configs = (settings.get("generation_config"), self.model.generation_config)
+        values = (settings.get(name), *(getattr(config, name, None) for config in configs))
         return next((value for value in values if value is not None), None)
 
     def postprocess(
@@ -144,9 +157,7 @@ class VanillaTransformerTranslationPipeline(Pipeline):
 
 
 class SourceLengthLimit(StoppingCriteria):
-    """Ends a translation where it has 50 tokens more than its own source, whatever the batch is padded to.
-
-    `generate()` itself goes by the padded length in all but `gnmt_beam_search`.
+    """Ends a sample where it has 50 tokens more than its own source; `generate()` itself goes by the padded length.
 
     Args:
         source_lengths: Without padding, int64, [sources].

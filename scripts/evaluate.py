@@ -29,8 +29,9 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
+from vanilla_transformer.beam_search import PAPER_DECODING
 from vanilla_transformer.data import load_pairs, read_lines
-from vanilla_transformer.decoding import PAPER_DECODING, DecodingArguments, one_line, open_output, translate
+from vanilla_transformer.decoding import DecodingArguments, one_line, open_output, translate
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.evaluation import Scores, score
 from vanilla_transformer.number_corpus import number_pairs

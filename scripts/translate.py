@@ -26,6 +26,7 @@ from vanilla_transformer.decoding import (
     DecodingArguments,
     Translation,
     as_they_arrive,
+    decoded,
     one_line,
     open_output,
     reopen_output,
@@ -53,14 +54,6 @@ class TranslateArguments:
     resume: bool = field(
         default=False, metadata={"help": "Go on where an --output_file ends that an earlier run did not finish."}
     )
-
-
-def decoded(sentences: list[str]) -> list[str]:
-    """Sentences from the command line, in UTF-8 whatever the locale."""
-    try:
-        return [os.fsencode(sentence).decode("utf-8") for sentence in sentences]
-    except UnicodeDecodeError as error:
-        raise UserError("a sentence on the command line is not valid UTF-8; convert it, as with iconv") from error
 
 
 def stdin_lines() -> Iterator[str]:

@@ -49,6 +49,18 @@ def one_layer_config(tokenizer, **overrides) -> VanillaTransformerConfig:
     return VanillaTransformerConfig(vocab_size=len(tokenizer), **(sizes | overrides))
 
 
+def wordy_model(tokenizer, **overrides) -> VanillaTransformerForConditionalGeneration:
+    """A model of one layer that translates each sentence differently, though it was never trained."""
+    torch.manual_seed(0)
+    config = one_layer_config(tokenizer, tie_word_embeddings=False, **overrides)  # tied, it repeats one token
+    model = VanillaTransformerForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(5)
+    return model
+
+
 def randomized(model: torch.nn.Module) -> torch.nn.Module:
     """Add noise to all parameters: zero biases and unit norms would hide that two of them are mixed up."""
     with torch.no_grad():

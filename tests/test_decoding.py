@@ -10,9 +10,9 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import one_layer_config
+from helpers import wordy_model
 
-from vanilla_transformer import VanillaTransformerForConditionalGeneration, decoding, gnmt_beam_search
+from vanilla_transformer import decoding, gnmt_beam_search
 from vanilla_transformer.decoding import (
     as_they_arrive,
     decode,
@@ -45,16 +45,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    torch.manual_seed(0)
-    config = one_layer_config(
-        tokenizer, dropout=0.5, tie_word_embeddings=False
-    )  # tied, an untrained model repeats one token
-    model = VanillaTransformerForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(5)
-    return model
+    return wordy_model(tokenizer, dropout=0.5)
 
 
 @pytest.fixture(scope="module")

@@ -10,12 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from datasets import enable_progress_bars as enable_datasets_bars
-from helpers import one_layer_config
+from helpers import wordy_model
 from transformers.utils.logging import enable_progress_bar as enable_transformers_bars
 
-from vanilla_transformer import VanillaTransformerForConditionalGeneration
 from vanilla_transformer.decoding import load, one_line, translate
 from vanilla_transformer.evaluation import score
 from vanilla_transformer.number_corpus import number_pairs
@@ -33,14 +31,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def model(tokenizer):
-    torch.manual_seed(0)
-    config = one_layer_config(tokenizer, tie_word_embeddings=False)
-    model = VanillaTransformerForConditionalGeneration(config).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 2:
-                parameter.mul_(5)
-    return model
+    return wordy_model(tokenizer)
 
 
 @pytest.fixture(scope="module")

@@ -25,6 +25,17 @@ from .incremental_decoder import IncrementalDecoder, is_plain
 SHRINK_TO = 0.8  # A batch gets smaller when no more than this share of its sentences is open.
 ROWS = 16  # of the vocabulary in `best_continuations`
 TOKENS_BEYOND_SOURCE = 50  # "maximum output length during inference to input length + 50"
+# Section 6.1. transformers divides a hypothesis' score by length^0.6; the paper by ((5 + length) / 6)^0.6.
+PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
+
+
+def completed(num_beams: int | None, length_penalty: float | None) -> dict[str, int | float]:
+    """Settings of `gnmt_beam_search`, the paper's where they are None; greedy search has no length penalty."""
+    num_beams = num_beams or PAPER_DECODING["num_beams"]
+    if num_beams == 1:
+        return {"num_beams": 1, "length_penalty": 0.0}
+    length_penalty = PAPER_DECODING["length_penalty"] if length_penalty is None else length_penalty
+    return {"num_beams": num_beams, "length_penalty": length_penalty}
 
 
 def gnmt_length_penalty(length: int | torch.Tensor, alpha: float) -> float | torch.Tensor:

@@ -4,15 +4,16 @@ import copy
 import io
 import logging
 import math
+import os
 import queue
 import re
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import IO, Any, NamedTuple, TextIO
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from .beam_search import gnmt_beam_search
+from .beam_search import completed, gnmt_beam_search
 from .errors import UserError, first_line
 from .tokenization import PreTrainedTokenizerFast
 
@@ -31,13 +32,11 @@ WINDOW = 4096  # sentences read ahead, so that enough of like length come togeth
 BATCH_TOKENS = 1024
 MIN_LENGTH = 8  # as which a shorter sentence counts in a batch, so that a thousand words do not come together
 MAX_SOURCE_LENGTH = 1024
-# Section 6.1. transformers divides a hypothesis' score by length^0.6; the paper by ((5 + length) / 6)^0.6.
-PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
 
 
 @dataclass
-class DecodingArguments:
-    """The flags that the scripts which decode have in common: how to load the model, and how to search."""
+class LoadingArguments:
+    """The flags that the scripts which use a trained model have in common."""
 
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model on the Hub."})
     token: str | None = field(default=None, metadata={"help": "Token for a private model on the Hub."})
@@ -45,6 +44,22 @@ class DecodingArguments:
     device: str | None = field(
         default=None, metadata={"help": "cpu, cuda, cuda:1, ...; by default cuda if it is there."}
     )
+
+    def load(self, model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """`load` with these arguments."""
+        return load(
+            model_name_or_path,
+            model_revision=self.model_revision,
+            token=self.token,
+            trust_remote_code=self.trust_remote_code,
+            device=self.device,
+        )
+
+
+@dataclass
+class DecodingArguments(LoadingArguments):
+    """These, and how to search."""
+
     num_beams: int | None = field(
         default=None, metadata={"help": "Beam size, 1 is greedy; by default the model's own."}
     )
@@ -61,16 +76,6 @@ class DecodingArguments:
         default=MAX_SOURCE_LENGTH, metadata={"help": "The most tokens of a sentence; what to do with more: --too_long."}
     )
     too_long: str = field(default="cut", metadata={"help": "Cut too long a sentence, with a warning, or refuse it."})
-
-    def load(self, model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """`load` with these arguments."""
-        return load(
-            model_name_or_path,
-            model_revision=self.model_revision,
-            token=self.token,
-            trust_remote_code=self.trust_remote_code,
-            device=self.device,
-        )
 
     def settings(self) -> dict[str, int | float]:
         """What to pass on to `translate`: only what was given."""
@@ -143,19 +148,31 @@ def decode(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray | torch.Ten
     return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)
 
 
+def decoded(sentences: list[str]) -> list[str]:
+    """Sentences from the command line, in UTF-8 whatever the locale.
+
+    Raises:
+        UserError: A sentence that is not valid UTF-8.
+    """
+    try:
+        return [os.fsencode(sentence).decode("utf-8") for sentence in sentences]
+    except UnicodeDecodeError as error:
+        raise UserError("a sentence on the command line is not valid UTF-8; convert it, as with iconv") from error
+
+
 def one_line(text: str) -> str:
     """The text with each line break in it replaced by a space, for files and pipes with one translation per line."""
     return re.sub(r"\r\n|\r|\n", " ", text)
 
 
-def open_output(path: str) -> TextIO:
-    """Open a new file to write translations to.
+def open_output(path: str, binary: bool = False) -> IO:
+    """Open a new file to write to, translations unless it is binary.
 
     Raises:
         UserError: The file exists already, or cannot be made.
     """
     try:
-        return open(path, "x", encoding="utf-8", newline="\n")
+        return open(path, "xb") if binary else open(path, "x", encoding="utf-8", newline="\n")
     except FileExistsError as error:
         raise UserError(f"the output file {path} exists already; name a new one, or remove it first") from error
     except OSError as error:
@@ -297,13 +314,10 @@ def translate_windows(
     if too_long not in ("cut", "refuse"):
         raise UserError(f'too_long is {too_long!r}; it must be "cut" or "refuse"')
     settings = {"num_return_sequences": num_return_sequences, **generate_kwargs}
-    settings["num_beams"] = num_beams or model.generation_config.num_beams or PAPER_DECODING["num_beams"]
-    if settings["num_beams"] > 1 and model.generation_config.length_penalty is None:
-        settings.setdefault("length_penalty", PAPER_DECODING["length_penalty"])
+    own = model.generation_config
+    settings |= completed(num_beams or own.num_beams, settings.get("length_penalty", own.length_penalty))
     if search is not None and not settings.get("do_sample"):
         settings["custom_generate"] = search
-        if settings["num_beams"] == 1:
-            settings["length_penalty"] = 0.0
     try:
         copy.deepcopy(model.generation_config).update(**settings)
     except ValueError as error:
@@ -386,22 +400,28 @@ def _generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], settings: dict[str, Any]
 ) -> list[Translation]:
     """Run `generate()` in eval mode, on a batch that is padded on the right."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            rows = [torch.tensor(ids) for ids in token_ids]
-            input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
-            lengths = torch.tensor([len(ids) for ids in token_ids])
-            attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(model.device)
-            output = model.generate(
-                input_ids=input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
-            )
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.inference_mode():
+        rows = [torch.tensor(ids) for ids in token_ids]
+        input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
+        lengths = torch.tensor([len(ids) for ids in token_ids])
+        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(model.device)
+        output = model.generate(
+            input_ids=input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
+        )
     texts = decode(tokenizer, output.sequences)
     scores = output.get("sequences_scores")
     return list(map(Translation, texts, [math.nan] * len(texts) if scores is None else scores.tolist()))
+
+
+@contextmanager
+def evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Eval mode, and afterwards the mode that was."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
 
 
 def as_they_arrive(lines: Iterable[str]) -> Iterator[list[str]]:

@@ -11,8 +11,9 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from .beam_search import PAPER_DECODING
 from .configuration_vanilla_transformer import VanillaTransformerConfig
-from .decoding import PAPER_DECODING, translate
+from .decoding import translate
 from .errors import UserError
 from .evaluation import Scores
 from .probe import weights_digest

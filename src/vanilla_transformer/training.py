@@ -36,9 +36,10 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from .batching import TokenBatchSampler, token_lengths
+from .beam_search import PAPER_DECODING
 from .checkpoints import complete_checkpoints
 from .configuration_vanilla_transformer import VanillaTransformerConfig
-from .decoding import PAPER_DECODING, translate
+from .decoding import translate
 from .errors import UserError, first_line
 from .modeling_vanilla_transformer import IGNORED_LABEL
 from .streaming import TokenStream

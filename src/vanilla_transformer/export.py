@@ -14,9 +14,10 @@ from pathlib import Path
 import torch
 import transformers
 from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils.versions import require_version
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
-from .errors import UserError, first_line, in_use, require
+from .errors import UserError, in_use, require
 from .modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 
 # MarianMT
@@ -228,6 +229,9 @@ def to_ctranslate2(
 
 # ONNX
 
+# Versions with the exporter that this is written for; the rest of the package does with older ones.
+ONNX_NEEDS = ("torch>=2.11", "transformers>=5.23")
+
 
 def to_onnx(model: PreTrainedModel, folder: str | Path) -> None:
     """Write the model as ONNX, in float32, by transformers' own exporter (which calls itself experimental).
@@ -246,6 +250,14 @@ def to_onnx(model: PreTrainedModel, folder: str | Path) -> None:
     """
     _check_is(model, VanillaTransformerForConditionalGeneration)
     _check_not_in_use(folder)
+    try:
+        for requirement in ONNX_NEEDS:
+            require_version(requirement)
+    except ImportError as error:
+        raise UserError(
+            f"the export to ONNX needs {' and '.join(ONNX_NEEDS)}, but here are torch {torch.__version__} and "
+            f"transformers {transformers.__version__}; install newer ones"
+        ) from error
     require("onnx", extra="onnx")
     passes = require("onnx_ir.passes.common", extra="onnx")
     with _quiet():
@@ -257,15 +269,9 @@ def to_onnx(model: PreTrainedModel, folder: str | Path) -> None:
 
 def _exported_to_onnx(model: PreTrainedModel) -> "transformers.exporters.ExportedModel":
     """The three graphs of `to_onnx`."""
-    try:
-        from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter
+    from transformers.exporters import ExportedModel, OnnxConfig, OnnxExporter  # not in all versions
 
-        exporter = OnnxExporter()
-    except ImportError as error:
-        raise UserError(
-            f"the ONNX exporter of transformers {transformers.__version__} can't be used ({first_line(error)}); get "
-            "what it needs with: pip install 'vanilla-transformer[onnx]'"
-        ) from error
+    exporter = OnnxExporter()
     settings = OnnxConfig(dynamic=True)
     # More than one row, and more than one token in each: a size that is 1 while it is traced stays 1.
     source = {"input_ids": torch.full((2, 5), model.config.eos_token_id), "attention_mask": torch.ones(2, 5).long()}

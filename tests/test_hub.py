@@ -26,6 +26,7 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "push_to_hub.py"
 CODE_FILES = {"configuration_vanilla_transformer.py", "modeling_vanilla_transformer.py"}
 FILES = CODE_FILES | {"config.json", "generation_config.json", "model.safetensors"}
 FILES |= {"tokenizer.json", "tokenizer_config.json", "README.md"}
+PIPELINE_FILES = {"pipeline_vanilla_transformer.py", "beam_search.py", "errors.py", "incremental_decoder.py"}
 ANSWERS = ("AutoConfig: ", "AutoTokenizer: ", "AutoModel: ", "AutoModelForSeq2SeqLM: ")
 
 
@@ -90,7 +91,7 @@ def test_a_folder_for_the_hub_is_whole_and_checked(run, tmp_path, monkeypatch, c
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["The card names no license; --license gives one.", f"The model is in {folder}"]
     assert len(lines) == 6 and all(line.startswith(name) for line, name in zip(lines[2:], ANSWERS, strict=True))
-    assert {path.name for path in folder.iterdir()} == FILES
+    assert {path.name for path in folder.iterdir()} == FILES | PIPELINE_FILES
     assert 'from_pretrained("me/numbers"' in ModelCard.load(folder / "README.md").text
     assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
 
@@ -166,7 +167,7 @@ def test_a_private_push_arrives_and_is_checked(hub, user, run):
     assert all(line.startswith(name) for line, name in zip(lines[1:], ANSWERS, strict=True))
     repository = hub.repositories["user/mine"]
     assert repository.private and [title for _, title, _ in repository.commits] == ["initial commit", "First"]
-    assert repository.files.keys() == FILES | {".gitattributes"}
+    assert repository.files.keys() == FILES | PIPELINE_FILES | {".gitattributes"}
     assert repository.files["model.safetensors"] == (run / "model.safetensors").read_bytes()
     card = ModelCard(repository.files["README.md"].decode())
     assert card.data.license == "mit" and 'AutoTokenizer.from_pretrained("user/mine"' in card.text
@@ -229,7 +230,7 @@ def test_a_push_that_fails_says_what_is_there(hub, user):
     first = len(hub.requests)
     assert user(push) == "user/cut"
     assert not [path for method, path, _ in hub.requests[first:] if method == "PUT"], "nothing is sent twice"
-    assert hub.repositories["user/cut"].files.keys() == FILES | {".gitattributes"}
+    assert hub.repositories["user/cut"].files.keys() == FILES | PIPELINE_FILES | {".gitattributes"}
 
     hub.lose_commits = 1
     message = user.refused("push_to_hub(model, tokenizer, 'user/lost', token=token)")
@@ -240,6 +241,24 @@ def test_a_push_that_fails_says_what_is_there(hub, user):
 def test_offline_is_named(run):
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set; unset it; nothing was sent"):
         push_to_hub(*load(str(run), device="cpu"), "user/none", token="hf_any")
+
+
+def test_a_stranger_translates_with_the_pipeline(hub, clients, user):
+    user("push_to_hub(model, tokenizer, 'user/piped', token=token)")
+    translations = clients["stranger"](f"""
+from transformers import pipeline
+pipe = pipeline("translation", model="user/piped", trust_remote_code=True, device="cpu")
+assert type(pipe).__module__.startswith("transformers_modules.user.piped."), type(pipe)
+pipe.model.push_to_hub("user/piped-on", token={TOKEN!r})
+answer = pipe(["forty-two", "", "seven"], batch_size=2)
+""")
+    expected = user("""
+from vanilla_transformer.decoding import translate
+answer = [found.text for (found,) in translate(model, tokenizer, ["forty-two", "", "seven"])]
+""")
+    assert translations == [{"translation_text": text} for text in expected]
+    config = json.loads(hub.repositories["user/piped-on"].files["config.json"])
+    assert "custom_pipelines" not in config  # a model's own push has not the pipeline's code
 
 
 # The method users know

@@ -21,6 +21,7 @@ from . import probe
 from .checkpoints import check_writable
 from .errors import UserError, first_line, in_use
 from .model_card import make_card
+from .pipeline_vanilla_transformer import VanillaTransformerTranslationPipeline
 from .tokenization import PreTrainedTokenizerFast
 
 CARD_NAME = "README.md"
@@ -35,8 +36,8 @@ def save_for_hub(
 ) -> None:
     """Write a folder that is ready for the Hub, and loads with and without this package.
 
-    It holds the weights as safetensors, the config with all three auto classes, the two code files, the generation
-    config, the tokenizer's files, which transformers 4 and 5 both load, and the card.
+    It holds the weights as safetensors, the config with all three auto classes and the pipeline, the code of model and
+    pipeline, the generation config, the tokenizer's files, which transformers 4 and 5 both load, and the card.
 
     Args:
         model: The whole model, of this package or loaded with the code that came with it.
@@ -53,7 +54,8 @@ def save_for_hub(
     check_writable(folder)
     card = card or make_card(model, tokenizer, folder.name)
     try:
-        model.save_pretrained(folder)
+        here = -1  # the model stays on its device
+        VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device=here).save_pretrained(folder)
         _save_tokenizer(tokenizer, folder)
         card.save(folder / CARD_NAME)
     except (OSError, SafetensorError) as error:

@@ -357,6 +357,11 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
     _supports_attention_backend = True
     _can_compile_fullgraph = True
 
+    def __init__(self, config: VanillaTransformerConfig, *args: Any, **kwargs: Any) -> None:
+        # A save of the model does not bring the code of the pipeline that a config from the Hub may name.
+        vars(config).pop("custom_pipelines", None)
+        super().__init__(config, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Uniform within fan_in^-0.5 for what multiplies; embeddings so that sqrt(d_model) scales them to variance 1.

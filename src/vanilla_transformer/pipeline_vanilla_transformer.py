@@ -11,7 +11,7 @@ import os
 from typing import Any
 
 import torch
-from transformers import AutoModelForSeq2SeqLM, Pipeline, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import AutoModelForSeq2SeqLM, Pipeline, StoppingCriteria, StoppingCriteriaList
 
 from .beam_search import TOKENS_BEYOND_SOURCE, completed, gnmt_beam_search
 
@@ -32,11 +32,6 @@ class VanillaTransformerTranslationPipeline(Pipeline):
 
     _load_tokenizer = True
     _load_processor = _load_feature_extractor = _load_image_processor = _load_video_processor = False
-
-    def __init__(self, model: PreTrainedModel, **kwargs: Any) -> None:
-        super().__init__(model, **kwargs)
-        # `pipeline()` leaves classes in this entry, which no JSON can hold; `save_pretrained` writes it anew.
-        vars(model.config).pop("custom_pipelines", None)
 
     def __call__(self, inputs: Any, **kwargs: Any) -> Any:
         """Translate.

@@ -113,7 +113,7 @@ def test_at_most_input_length_plus_50(model, tokenizer, monkeypatch):
     assert sorted(lengths) == sorted(1 + length + 50 for length in source_lengths)  # 1 is the start token
 
 
-def test_the_search_is_the_papers_unless_another_is_asked_for(model, tokenizer):
+def test_the_search_is_the_papers_unless_another_is_asked_for(model, tokenizer, caplog):
     """One beam is greedy search, whatever the penalty."""
     sentence, limit = "the cat sleeps all day long", 12
     inputs = tokenizer([sentence], return_tensors="pt")
@@ -133,15 +133,18 @@ def test_the_search_is_the_papers_unless_another_is_asked_for(model, tokenizer):
     assert found.text == decode(tokenizer, library)[0] and math.isnan(found.score)
 
     greedy = decode(tokenizer, model.generate(**inputs, num_beams=1, max_new_tokens=limit))
-    for penalty in (0.0, 3.0):
-        found = translate(model, tokenizer, [sentence], num_beams=1, length_penalty=penalty, max_new_tokens=limit)
-        assert texts(found) == [greedy]
+    for search in (gnmt_beam_search, None):
+        settings = {"num_beams": 1, "length_penalty": 3.0, "max_new_tokens": limit, "search": search}
+        assert texts(translate(model, tokenizer, [sentence], **settings)) == [greedy]
+    assert not caplog.records  # transformers would name a penalty of greedy search
 
 
-def test_sampling_is_the_librarys(model, tokenizer):
+def test_sampling_is_the_librarys(model, tokenizer, monkeypatch):
     torch.manual_seed(5)
     sampled = translate(model, tokenizer, SENTENCES[:1], num_beams=1, do_sample=True, num_return_sequences=5, **SHORT)
     assert len({translation.text for translation in next(sampled)}) > 1
+    monkeypatch.setattr(model.generation_config, "do_sample", True)
+    assert math.isnan(next(translate(model, tokenizer, SENTENCES[:1], num_beams=1, **SHORT))[0].score)
 
 
 def test_a_sentence_that_is_too_long_is_cut_or_refused(model, tokenizer, caplog):

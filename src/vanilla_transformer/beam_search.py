@@ -29,11 +29,11 @@ TOKENS_BEYOND_SOURCE = 50  # "maximum output length during inference to input le
 PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
 
 
-def completed(num_beams: int | None, length_penalty: float | None) -> dict[str, int | float]:
+def completed(num_beams: int | None, length_penalty: float | None) -> dict[str, int | float | None]:
     """Settings of `gnmt_beam_search`, the paper's where they are None; greedy search has no length penalty."""
     num_beams = num_beams or PAPER_DECODING["num_beams"]
     if num_beams == 1:
-        return {"num_beams": 1, "length_penalty": 0.0}
+        return {"num_beams": 1, "length_penalty": None}
     length_penalty = PAPER_DECODING["length_penalty"] if length_penalty is None else length_penalty
     return {"num_beams": num_beams, "length_penalty": length_penalty}
 
@@ -113,8 +113,8 @@ def gnmt_beam_search(
         input_ids: The decoder's prompt, [batch * beams, prompt length].
         logits_processor: Applied to the log-probabilities of each step, [batch * beams, vocabulary].
         stopping_criteria: What ends a hypothesis beside the limit.
-        generation_config: Of which `length_penalty` is alpha. With one beam `generate()` leaves it None, which is 0:
-            then the search is greedy. `early_stopping` has no meaning here.
+        generation_config: Of which `length_penalty` is alpha. With one beam alpha is 0, and the search greedy.
+            `early_stopping` has no meaning here.
         tokens_beyond_source: A hypothesis ends where it has so many tokens more than its source, or where
             `max_new_tokens` or `max_length` say so; None for these alone.
         final_streamer: Gets the prompt, and when the search is over the best sequence, token by token. (`generate()`
@@ -131,7 +131,8 @@ def gnmt_beam_search(
     """
     if generation_config.do_sample:
         raise UserError("do_sample is set, but gnmt_beam_search does not sample; leave out one of the two")
-    beams, alpha = generation_config.num_beams, generation_config.length_penalty or 0.0
+    beams = generation_config.num_beams
+    alpha = generation_config.length_penalty if beams > 1 else 0.0
     wanted = generation_config.num_return_sequences
     if final_streamer is not None:
         if wanted > 1:

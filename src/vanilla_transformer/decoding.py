@@ -316,7 +316,7 @@ def translate_windows(
     settings = {"num_return_sequences": num_return_sequences, **generate_kwargs}
     own = model.generation_config
     settings |= completed(num_beams or own.num_beams, settings.get("length_penalty", own.length_penalty))
-    if search is not None and not settings.get("do_sample"):
+    if search is not None and not settings.get("do_sample", own.do_sample):
         settings["custom_generate"] = search
     try:
         copy.deepcopy(model.generation_config).update(**settings)

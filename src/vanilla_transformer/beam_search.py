@@ -73,6 +73,10 @@ class Hypotheses:
         scores, places = self.scores.topk(count)
         return self.take(places, scores)
 
+    def first(self, count: int) -> "Hypotheses":
+        """Of each sentence the first `count`."""
+        return Hypotheses(self.ids[:, :count], self.beams[:, :count], self.scores[:, :count])
+
     def of(self, sentences: torch.Tensor) -> "Hypotheses":
         """Those of some of the sentences, by their places in the batch, [sentences]."""
         return Hypotheses(*(getattr(self, name)[sentences] for name in ("ids", "beams", "scores")))
@@ -158,6 +162,7 @@ def gnmt_beam_search(
     open_sentences = torch.arange(batch, device=input_ids.device)
     decoder = _decoder(model, model_kwargs, generation_config, input_ids, beams, steps)
     may_shrink = _rows_are_free(decoder, generation_config, logits_processor, stopping_criteria)
+    is_among_the_best = torch.arange(candidates, device=input_ids.device) < beams
     recorded: dict[str, tuple] = {}
     for step in range(steps):
         length = prompt_length + step
@@ -175,10 +180,13 @@ def gnmt_beam_search(
         ends = stopping_criteria(continued.ids[:, :, : length + 1].flatten(0, 1), recorded.get("scores"))
         ends = ends.view_as(scores) | (step + 1 >= limits)[:, None]
 
-        ending = ends & (torch.arange(scores.shape[1], device=scores.device) < beams)
-        penalized = (scores / gnmt_length_penalty(step + 1, alpha)).masked_fill(~ending, -torch.inf)
-        ended = ended.and_also(replace(continued, scores=penalized)).best(beams)
-        running = replace(continued, scores=scores.masked_fill(ends, -torch.inf)).best(beams)
+        if ends.any():
+            ending = ends & is_among_the_best[: scores.shape[1]]
+            penalized = (scores / gnmt_length_penalty(step + 1, alpha)).masked_fill(~ending, -torch.inf)
+            ended = ended.and_also(replace(continued, scores=penalized)).best(beams)
+            running = replace(continued, scores=scores.masked_fill(ends, -torch.inf)).best(beams)
+        else:
+            running = continued.first(beams)
 
         # At best a running hypothesis keeps its log-probability, and has the length that gives the best score then.
         best_lengths = limits if alpha >= 0 else torch.full_like(limits, step + 2)

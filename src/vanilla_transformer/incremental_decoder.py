@@ -77,50 +77,62 @@ class IncrementalDecoder:
 
 
 class IncrementalLayer:
-    """A decoder layer with its keys and values."""
+    """A decoder layer with its keys and values.
+
+    At batch 1 a step takes as long as the number of its operations says, so there are as few as will do: layers are
+    called as functions of their weights, and queries, keys and values go through one product and one cache.
+    """
 
     def __init__(self, layer: nn.Module, memory: torch.Tensor, beams: int) -> None:
-        self.layer, self.beams = layer, beams
         own, cross = layer.self_attn, layer.encoder_attn
-        # One matrix product in the place of three.
-        self.weight = torch.cat([own.q_proj.weight, own.k_proj.weight, own.v_proj.weight])
-        self.bias = torch.cat([own.q_proj.bias, own.k_proj.bias, own.v_proj.bias])
+        projections = (own.q_proj, own.k_proj, own.v_proj)
+        self.qkv = torch.cat([part.weight for part in projections]), torch.cat([part.bias for part in projections])
+        self.out, self.cross_q, self.cross_out, self.fc1, self.fc2 = (
+            (part.weight, part.bias) for part in (own.out_proj, cross.q_proj, cross.out_proj, layer.fc1, layer.fc2)
+        )
+        norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
+        self.norms = [(norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in norms]
+        self.activation = layer.activation
+        self.beams, self.d_head = beams, own.d_head
         # [batch, heads, source length, d_head], so laid out that a head's are together
         self.source_keys = cross.split_heads(cross.k_proj(memory)).contiguous()
         self.source_values = cross.split_heads(cross.v_proj(memory)).contiguous()
-        # [batch, heads, positions * beams, d_head], with room for more than there are
-        batch, heads, _, d_head = self.source_keys.shape
-        self.keys, self.values = memory.new_empty(2, batch, heads, FIRST_POSITIONS * beams, d_head)
+        # Keys and then values, with room for more than there are: [batch, 2 * heads, positions * beams, d_head]
+        batch, self.heads, _, _ = self.source_keys.shape
+        self.cache = memory.new_empty(batch, 2 * self.heads, FIRST_POSITIONS * beams, self.d_head)
 
     def step(
         self, x: torch.Tensor, position: int, mask: torch.Tensor | None, source_mask: torch.Tensor | None
     ) -> torch.Tensor:
         """[batch, beams, d_model] to the same shape."""
-        layer, attention = self.layer, self.layer.self_attn
-        query, key, value = map(attention.split_heads, F.linear(x, self.weight, self.bias).chunk(3, dim=2))
-        attended = F.scaled_dot_product_attention(query, *self.extended(position, key, value), attn_mask=mask)
-        x = layer.add_and_norm(x, attention.out_proj(concatenated(attended)), layer.self_attn_layer_norm)
+        query, new = self.split_heads(F.linear(x, *self.qkv)).split([self.heads, 2 * self.heads], dim=1)
+        keys, values = self.extended(position, new).chunk(2, dim=1)
+        attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+        x = F.layer_norm(F.linear(concatenated(attended), *self.out).add_(x), *self.norms[0])
 
-        attention = layer.encoder_attn
-        query = attention.split_heads(attention.q_proj(x))
+        query = self.split_heads(F.linear(x, *self.cross_q))
         attended = F.scaled_dot_product_attention(query, self.source_keys, self.source_values, attn_mask=source_mask)
-        x = layer.add_and_norm(x, attention.out_proj(concatenated(attended)), layer.encoder_attn_layer_norm)
-        return layer.add_and_norm(x, layer.feed_forward(x), layer.final_layer_norm)
+        x = F.layer_norm(F.linear(concatenated(attended), *self.cross_out).add_(x), *self.norms[1])
+
+        inner = self.activation(F.linear(x, *self.fc1))
+        return F.layer_norm(F.linear(inner, *self.fc2).add_(x), *self.norms[2])
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """[batch, beams, heads * d_head] to [batch, heads, beams, d_head]."""
+        return states.view(*states.shape[:2], -1, self.d_head).transpose(1, 2)
+
+    def extended(self, position: int, new: torch.Tensor) -> torch.Tensor:
+        """Write a position's keys and values, [batch, 2 * heads, beams, d_head], and return all there are so far."""
+        start = position * self.beams
+        if start == self.cache.shape[2]:
+            self.cache = torch.cat([self.cache, torch.empty_like(self.cache)], dim=2)
+        self.cache[:, :, start : start + self.beams] = new  # at the first position one for all slots
+        return self.cache[:, :, : start + new.shape[2]]
 
     def keep(self, sentences: torch.Tensor) -> None:
         """As `IncrementalDecoder.keep`."""
-        for name in ("source_keys", "source_values", "keys", "values"):
+        for name in ("source_keys", "source_values", "cache"):
             setattr(self, name, getattr(self, name)[sentences])
-
-    def extended(self, position: int, key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write a position's keys and values, [batch, heads, beams, d_head], and return all there are so far."""
-        start = position * self.beams
-        if start == self.keys.shape[2]:
-            self.keys, self.values = (torch.cat([old, torch.empty_like(old)], 2) for old in (self.keys, self.values))
-        self.keys[:, :, start : start + self.beams] = key  # at the first position one for all slots
-        self.values[:, :, start : start + self.beams] = value
-        end = start + key.shape[2]
-        return self.keys[:, :, :end], self.values[:, :, :end]
 
 
 def concatenated(attended: torch.Tensor) -> torch.Tensor:

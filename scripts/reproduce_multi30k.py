@@ -83,7 +83,8 @@ def report(run: Path, data: Path) -> None:
         "--target_lang",
         "de",
     ]
-    evaluate.main([*model, "--num_beams", "5", "--bleu_tokenize", "none", "--output_file", predictions])
+    search = ["--num_beams", "5", "--length_penalty", "1.0"]  # 1 is fairseq's default
+    evaluate.main([*model, *search, "--bleu_tokenize", "none", "--output_file", predictions])
     print("\nScored as sacreBLEU does by default:")
     evaluate.main(["--predictions_file", predictions, "--references_file", f"{test}.de"])
     log = json.loads((checkpoints[-1] / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]

@@ -9,8 +9,8 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
 DEMO := runs/demo
-# As many test files at a time as there are cores.
-PYTEST_FLAGS := --numprocesses auto --dist loadfile
+# As many test files at a time as there are cores, in the order of tests/conftest.py.
+PYTEST_FLAGS := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
 BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt

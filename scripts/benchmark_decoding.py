@@ -25,7 +25,7 @@ import torch
 import transformers
 from datasets import disable_progress_bars
 from tqdm import tqdm
-from transformers import HfArgumentParser, MarianConfig, MarianMTModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 
 from vanilla_transformer import (
     VanillaTransformerConfig,
@@ -111,8 +111,7 @@ def contenders(preset: str, tokenizer: PreTrainedTokenizerBase, arguments: Bench
     torch.manual_seed(0)
     config = VanillaTransformerConfig.preset(preset, vocab_size=len(tokenizer))
     ours = VanillaTransformerForConditionalGeneration(config).eval()
-    fields = {name: value for name, value in config.to_dict().items() if hasattr(MarianConfig, name)}
-    marian = MarianMTModel(MarianConfig(**fields, max_position_embeddings=512)).eval()
+    marian = export.to_marian(ours)
     pad, new_tokens = tokenizer.pad_token_id, arguments.new_tokens
     return {
         "ours, the paper's search": through_generate(ours, pad, new_tokens, custom_generate=gnmt_beam_search),

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from .checkpoints import complete_checkpoints
 from .decoding import load
-from .errors import UserError, in_use
+from .errors import UserError, check_not_in_use
 from .run_record import read_record, write_record
 
 
@@ -48,8 +48,7 @@ def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Pat
         UserError: No checkpoints, one that does not load, two that differ in shape, or a folder that is not empty.
     """
     output_dir = Path(output_dir)
-    if in_use(output_dir):
-        raise UserError(f"{output_dir} already exists and is not empty; give another folder for the average")
+    check_not_in_use(output_dir, "average")
     if not checkpoints:
         raise UserError("there is nothing to average; give at least one checkpoint")
     record = read_record(checkpoints[-1])

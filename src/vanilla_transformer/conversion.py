@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
 from .data import read_lines
-from .errors import UserError, first_line, in_use
+from .errors import UserError, check_not_in_use, first_line
 from .modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
+from .residual_stream import in_turn
 from .tokenization import EOS_TOKEN, SPECIAL_TOKENS, PreTrainedTokenizerFast, dictionary_tokenizer
 from .training import paper_generation_config
 
@@ -86,8 +87,7 @@ def convert_checkpoint(
             the dictionary; or a folder that is not empty.
     """
     output_dir = Path(output_dir)
-    if in_use(output_dir):
-        raise UserError(f"{output_dir} already exists and is not empty; give another folder for the model")
+    check_not_in_use(output_dir, "model")
     contents = read_checkpoint(checkpoint)
     _refuse_opennmt(checkpoint, contents)
     options = _options_of(checkpoint, contents)
@@ -287,9 +287,10 @@ def _model_of(
                 f"{path} has the weight {names[name]} in the shape {shape}; with its other weights it must be "
                 f"{tuple(expected[name].shape)}"
             )
+    ordered = in_turn({name: weights[names[name]] for name in expected}, config.d_model)
     with torch.no_grad():
         for name, weight in expected.items():
-            weight.copy_(interleaved(names[name], weights[names[name]]))
+            weight.copy_(ordered[name])
     return model
 
 
@@ -305,23 +306,6 @@ def _stack_sizes(stack: str, weights: dict[str, torch.Tensor], options: dict[str
 
 def _our_name(name: str) -> str:
     return "lm_head.weight" if name == "decoder.output_projection.weight" else f"model.{name}"
-
-
-def interleaved(name: str, weight: torch.Tensor) -> torch.Tensor:
-    """A weight of fairseq for sines and cosines in turn, where fairseq has all sines before all cosines.
-
-    The elements of the residual stream change places, and with them the columns of what reads from it and the rows of
-    what writes into it. Sums over them, in norms and products, stay what they are.
-
-    Args:
-        name: fairseq's name of the weight.
-        weight: The weight; the result has the same shape.
-    """
-    if re.search(r"([qkv]_proj|fc1|embed_tokens|output_projection)\.weight$", name):
-        return weight.unflatten(1, (2, -1)).transpose(1, 2).flatten(1)
-    if re.search(r"(out_proj|fc2|layer_norm)\.(weight|bias)$", name):
-        return weight.unflatten(0, (2, -1)).transpose(0, 1).flatten(0, 1)
-    return weight
 
 
 def _tokenizer_of(

@@ -179,19 +179,6 @@ def open_output(path: str, binary: bool = False) -> IO:
         raise UserError(f"can't write the output file {path}: {error.strerror}; check the path") from error
 
 
-class Translation(NamedTuple):
-    """One translation of a sentence.
-
-    Attributes:
-        text: The translation.
-        score: log P(Y|X) / ((5 + |Y|) / 6)^alpha in the paper's search, which with one beam is greedy and has alpha 0.
-            0 for a blank sentence's empty translation; NaN where another search gives no score.
-    """
-
-    text: str
-    score: float
-
-
 def reopen_output(path: str, lines_per_sentence: int, sentences: int) -> tuple[TextIO, int]:
     """Open a file of translations to go on with it; lines at its end that are not those of a whole sentence go.
 
@@ -223,6 +210,19 @@ def reopen_output(path: str, lines_per_sentence: int, sentences: int) -> tuple[T
     file.truncate(end)
     file.seek(end)
     return io.TextIOWrapper(file, encoding="utf-8", newline="\n"), done
+
+
+class Translation(NamedTuple):
+    """One translation of a sentence.
+
+    Attributes:
+        text: The translation.
+        score: log P(Y|X) / ((5 + |Y|) / 6)^alpha in the paper's search, which with one beam is greedy and has alpha 0.
+            0 for a blank sentence's empty translation; NaN where another search gives no score.
+    """
+
+    text: str
+    score: float
 
 
 def translate(

@@ -24,6 +24,16 @@ def in_use(folder: Path) -> bool:
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
+def check_not_in_use(folder: str | Path, purpose: str) -> None:
+    """Refuse to write into a folder that is in use.
+
+    Raises:
+        UserError: It is; the sentence asks for another folder for the `purpose`, a noun.
+    """
+    if in_use(Path(folder)):
+        raise UserError(f"{folder} already exists and is not empty; give another folder for the {purpose}")
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import a module that an extra of this package brings.
 

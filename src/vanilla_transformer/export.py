@@ -17,8 +17,9 @@ from transformers import GenerationConfig, MarianConfig, MarianMTModel, PreTrain
 from transformers.utils.versions import require_version
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
-from .errors import UserError, in_use, require
+from .errors import UserError, check_not_in_use, require
 from .modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
+from .residual_stream import in_turn, one_after_the_other
 
 # MarianMT
 
@@ -59,24 +60,6 @@ MARIAN_CONSTANTS = (
     "model.encoder.embed_positions.weight",
     "model.decoder.embed_positions.weight",
 )
-# Weights by the end of their names: those that read the residual stream have it last, those that write it first.
-READ_RESIDUAL = (
-    "shared.weight",
-    "embed_tokens.weight",
-    "q_proj.weight",
-    "k_proj.weight",
-    "v_proj.weight",
-    "fc1.weight",
-    "lm_head.weight",
-)
-WRITE_RESIDUAL = (
-    "out_proj.weight",
-    "out_proj.bias",
-    "fc2.weight",
-    "fc2.bias",
-    "layer_norm.weight",
-    "layer_norm.bias",
-)
 
 
 def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> MarianMTModel:
@@ -112,9 +95,8 @@ def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> Ma
             forced_eos_token_id=None,
         )
     )
-    order = torch.cat([torch.arange(0, config.d_model, 2), torch.arange(1, config.d_model, 2)])
     constants = {name: weight for name, weight in marian.state_dict().items() if name in MARIAN_CONSTANTS}
-    marian.load_state_dict(_with_residual_in_order(model.state_dict(), order) | constants)
+    marian.load_state_dict(one_after_the_other(model.state_dict(), config.d_model) | constants)
     marian.generation_config = copy.deepcopy(model.generation_config)
     if marian.generation_config.max_length is None and marian.generation_config.max_new_tokens is None:
         marian.generation_config.max_length = max_position_embeddings
@@ -156,31 +138,10 @@ def from_marian(marian: MarianMTModel) -> VanillaTransformerForConditionalGenera
     if fields["bos_token_id"] is None:
         fields["bos_token_id"] = fields["decoder_start_token_id"]
     model = VanillaTransformerForConditionalGeneration(VanillaTransformerConfig(**fields))
-    order = torch.arange(config.d_model).view(2, -1).t().flatten()
     weights = {name: weight for name, weight in marian.state_dict().items() if name not in MARIAN_CONSTANTS}
-    model.load_state_dict(_with_residual_in_order(weights, order))
+    model.load_state_dict(in_turn(weights, config.d_model))
     model.generation_config = copy.deepcopy(marian.generation_config)
     return model.to(marian.device, marian.dtype).eval()
-
-
-def _with_residual_in_order(weights: dict[str, torch.Tensor], order: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The weights for a residual stream whose place i holds what was in place order[i].
-
-    Our positions are sines and cosines in turn (section 3.5); Marian's are all sines, then all cosines.
-
-    Args:
-        weights: By the names that both models share.
-        order: A permutation, int64, [d_model].
-    """
-    reordered = {}
-    for name, weight in weights.items():
-        place = order.to(weight.device)
-        if name.endswith(READ_RESIDUAL):
-            weight = weight[:, place]
-        elif name.endswith(WRITE_RESIDUAL):
-            weight = weight[place]
-        reordered[name] = weight
-    return reordered
 
 
 # CTranslate2
@@ -213,7 +174,7 @@ def to_ctranslate2(
         UserError: CTranslate2 is not installed or can't represent the model, or the folder is in use.
     """
     _check_is(model, VanillaTransformerForConditionalGeneration)
-    _check_not_in_use(folder)
+    check_not_in_use(folder, "export")
     types = require("ctranslate2", extra="ct2").specs.model_spec.ACCEPTED_MODEL_TYPES
     if quantization is not None and quantization not in types:
         raise UserError(f"quantization is {quantization!r}; CTranslate2 has {', '.join(types)}")
@@ -249,7 +210,7 @@ def to_onnx(model: PreTrainedModel, folder: str | Path) -> None:
         UserError: Another kind of model, the folder is in use, or what the exporter needs is missing or too old.
     """
     _check_is(model, VanillaTransformerForConditionalGeneration)
-    _check_not_in_use(folder)
+    check_not_in_use(folder, "export")
     try:
         for requirement in ONNX_NEEDS:
             require_version(requirement)
@@ -315,11 +276,6 @@ def _check_is(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> Non
             f"a {type(model).__name__} can't be converted: it must be a {model_class.__name__}, without quantization "
             "and with its adapters merged"
         )
-
-
-def _check_not_in_use(folder: str | Path) -> None:
-    if in_use(Path(folder)):
-        raise UserError(f"{folder} already exists and is not empty; give another folder for the export")
 
 
 def _float32_copy(model: PreTrainedModel) -> PreTrainedModel:

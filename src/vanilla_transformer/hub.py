@@ -19,7 +19,7 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from . import probe
 from .checkpoints import check_writable
-from .errors import UserError, first_line, in_use
+from .errors import UserError, check_not_in_use, first_line
 from .model_card import make_card
 from .pipeline_vanilla_transformer import VanillaTransformerTranslationPipeline
 from .tokenization import PreTrainedTokenizerFast
@@ -49,8 +49,7 @@ def save_for_hub(
         UserError: The folder is not empty or can't be written into.
     """
     folder = Path(folder)
-    if in_use(folder):
-        raise UserError(f"{folder} already exists and is not empty; give another folder for the model")
+    check_not_in_use(folder, "model")
     check_writable(folder)
     card = card or make_card(model, tokenizer, folder.name)
     try:

@@ -93,13 +93,13 @@ class IncrementalLayer:
         norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
         self.norms = [(norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in norms]
         self.activation = layer.activation
-        self.beams, self.d_head = beams, own.d_head
+        self.beams, self.split_heads = beams, own.split_heads
         # [batch, heads, source length, d_head], so laid out that a head's are together
         self.source_keys = cross.split_heads(cross.k_proj(memory)).contiguous()
         self.source_values = cross.split_heads(cross.v_proj(memory)).contiguous()
         # Keys and then values, with room for more than there are: [batch, 2 * heads, positions * beams, d_head]
-        batch, self.heads, _, _ = self.source_keys.shape
-        self.cache = memory.new_empty(batch, 2 * self.heads, FIRST_POSITIONS * beams, self.d_head)
+        batch, self.heads, _, d_head = self.source_keys.shape
+        self.cache = memory.new_empty(batch, 2 * self.heads, FIRST_POSITIONS * beams, d_head)
 
     def step(
         self, x: torch.Tensor, position: int, mask: torch.Tensor | None, source_mask: torch.Tensor | None
@@ -116,10 +116,6 @@ class IncrementalLayer:
 
         inner = self.activation(F.linear(x, *self.fc1))
         return F.layer_norm(F.linear(inner, *self.fc2).add_(x), *self.norms[2])
-
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """[batch, beams, heads * d_head] to [batch, heads, beams, d_head]."""
-        return states.view(*states.shape[:2], -1, self.d_head).transpose(1, 2)
 
     def extended(self, position: int, new: torch.Tensor) -> torch.Tensor:
         """Write a position's keys and values, [batch, 2 * heads, beams, d_head], and return all there are so far."""

@@ -1,11 +1,18 @@
 """What every test runs under: no network, no user caches, fixed seeds. Subprocesses inherit the environment."""
 
+import io
 import ipaddress
 import os
+import runpy
 import socket
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+SCRIPTS = Path(__file__).resolve().parents[1] / "scripts"
 
 # Set before any test module imports transformers or datasets, which read these once. Dropping the user's own
 # HF_* variables first makes every cache follow HF_HOME and keeps tokens out of the tests.
@@ -38,6 +45,29 @@ def _seed() -> None:
     from transformers import set_seed
 
     set_seed(0)
+
+
+@pytest.fixture
+def run_script(capsys, monkeypatch) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Run a script in this process, by its name; returns the exit code, what it printed, and its error output."""
+    from datasets import enable_progress_bars
+    from transformers.utils.logging import enable_progress_bar
+
+    def run(name: str, *arguments: str | Path, stdin: bytes = b"") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "path", sys.path.copy())
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
+        capsys.readouterr()
+        code = 0
+        try:
+            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capsys.readouterr()
+
+    yield run
+    enable_progress_bar()  # the scripts are processes of their own and leave them off
+    enable_progress_bars()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,19 @@ import torch
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 
 PAD, EOS = 1, 2
+# The beginning of a program in which the package can't be imported.
+HIDE_THE_PACKAGE = """
+import sys
+
+
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "vanilla_transformer":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+
+sys.meta_path.insert(0, Missing())
+"""
 # Numbers of layers, heads and widths all differ between encoder and decoder, so that none can stand in for another.
 SIZES = {
     "vocab_size": 61,

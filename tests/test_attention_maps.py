@@ -2,8 +2,8 @@
 
 import copy
 import dataclasses
+import functools
 import logging
-import runpy
 import sys
 import warnings
 from pathlib import Path
@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from helpers import small_model, wordy_model
-from transformers.utils.logging import enable_progress_bar
 
 from vanilla_transformer import gnmt_beam_search
 from vanilla_transformer.attention_maps import (
@@ -29,7 +28,6 @@ from vanilla_transformer.errors import UserError
 from vanilla_transformer.tokenization import subword_nmt_tokenizer, train_tokenizer
 
 SOURCE, TARGET = "two dogs run on the green grass", "zwei Hunde rennen auf dem grünen Gras"
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "plot_attention.py"
 
 
 @pytest.fixture(scope="module")
@@ -365,25 +363,12 @@ def test_without_matplotlib_the_weights_remain_and_a_picture_names_what_to_insta
 
 
 @pytest.fixture
-def run(capsys, monkeypatch, model, tokenizer, tmp_path):
-    """Run the script in this process with a saved model; returns the exit code and both outputs."""
+def run(run_script, model, tokenizer, tmp_path):
+    """Run the script with a saved model."""
     model.generation_config.max_new_tokens = 8
     model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        command = ["plot_attention.py", "--model_name_or_path", str(tmp_path / "model"), *arguments]
-        monkeypatch.setattr(sys, "argv", command)
-        capsys.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    yield run
-    enable_progress_bar()  # the script is a process of its own and leaves it off
+    return functools.partial(run_script, "plot_attention", "--model_name_or_path", tmp_path / "model")
 
 
 def test_the_script_draws_a_sentence_or_positions(run, tmp_path):

@@ -2,7 +2,6 @@
 
 import math
 import os
-import runpy
 import subprocess
 import sys
 import types
@@ -14,7 +13,6 @@ import torch
 from helpers import FAIRSEQ_OPTIONS, FAIRSEQ_TYPES, PAD, fairseq_weights, write_fairseq_checkpoint
 from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM
-from transformers.utils.logging import enable_progress_bar
 
 from vanilla_transformer.conversion import ACTIVATIONS, REFUSED_OPTIONS, convert_checkpoint, read_dictionary
 from vanilla_transformer.decoding import load, translate
@@ -476,22 +474,16 @@ def test_a_dictionary_that_can_not_be_is_refused(text, reason, tmp_path):
 # The script
 
 
-def test_the_script_says_what_it_found_and_overwrites_nothing(tmp_path, capsys, monkeypatch, request):
-    request.addfinalizer(enable_progress_bar)  # the script is a process of its own and leaves it off
+def test_the_script_says_what_it_found_and_overwrites_nothing(tmp_path, run_script):
     write_fairseq_checkpoint(tmp_path)
-    script = Path(__file__).parents[1] / "scripts" / "convert_checkpoint.py"
     files = [tmp_path / "checkpoint_best.pt", "--dict", tmp_path / "dict.en.txt", "--output_dir", tmp_path / "out"]
-    monkeypatch.setattr(sys, "argv", [script.name, *map(str, files)])
-    runpy.run_path(str(script), run_name="__main__")
-    printed = capsys.readouterr().out
+    code, printed, _ = run_script("convert_checkpoint", *files)
+    assert code == 0
     model, _ = load(str(tmp_path / "out"))
     for part in ("2 + 3 layers", "d_model 16", f"{model.num_parameters():,} parameters", "32 types", files[-1]):
         assert str(part) in printed
     before = (tmp_path / "out" / "config.json").stat().st_mtime_ns
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stop:
-        runpy.run_path(str(script), run_name="__main__")
-    assert stop.value.code == 2
-    out, err = capsys.readouterr()
+    code, out, err = run_script("convert_checkpoint", *files)
+    assert code == 2
     assert out == "" and err.startswith("error: ") and "already exists and is not empty" in err
     assert (tmp_path / "out" / "config.json").stat().st_mtime_ns == before

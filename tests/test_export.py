@@ -1,6 +1,6 @@
 """The model in other engines: MarianMT, CTranslate2 and ONNX."""
 
-import runpy
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -474,20 +474,8 @@ def test_a_folder_in_use_is_left_alone(model, tokenizer, tmp_path):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Run the script in this process; returns the exit code, what it printed, and its error output."""
-
-    def run(*arguments: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["export.py", *map(str, arguments)])
-        capsys.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPT), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    return run
+def run(run_script):
+    return functools.partial(run_script, "export")
 
 
 def test_the_script_writes_model_and_tokenizer(run, folder, tokenizer, tmp_path):

@@ -1,18 +1,14 @@
 """scripts/translate.py and scripts/evaluate.py, as a user runs them."""
 
 import gzip
-import io
 import json
 import os
-import runpy
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from datasets import enable_progress_bars as enable_datasets_bars
 from helpers import wordy_model
-from transformers.utils.logging import enable_progress_bar as enable_transformers_bars
 
 from vanilla_transformer.decoding import load, one_line, translate
 from vanilla_transformer.evaluation import score
@@ -43,32 +39,11 @@ def folder(model, tokenizer, tmp_path_factory):
 
 
 @pytest.fixture
-def run(capsys, monkeypatch):
-    """Run a script in this process; returns the exit code, what it printed, and its error output."""
-
-    def run(name: str, *arguments: str, stdin: bytes | type = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "path", sys.path.copy())
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)) if isinstance(stdin, bytes) else stdin)
-        monkeypatch.setattr(sys, "argv", [f"{name}.py", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            runpy.run_path(str(SCRIPTS / f"{name}.py"), run_name="__main__")
-        except SystemExit as stop:
-            code = stop.code
-        return code, *capsys.readouterr()
-
-    yield run
-    enable_transformers_bars()  # the scripts are processes of their own and leave them off
-    enable_datasets_bars()
-
-
-@pytest.fixture
-def refused(run):
+def refused(run_script):
     """Run a script that must stop with one sentence."""
 
     def refused(name: str, *arguments: str, stdin: bytes = b"") -> str:
-        code, out, err = run(name, *arguments, stdin=stdin)
+        code, out, err = run_script(name, *arguments, stdin=stdin)
         assert (code, out) == (2, "")
         assert err.startswith("error: ") and err.count("\n") == 1
         return err
@@ -81,48 +56,50 @@ def expected_lines(model, tokenizer, sentences=SENTENCES, **settings):
     return [one_line(translation.text) for alternatives in results for translation in alternatives]
 
 
-def test_translates_sentences_from_arguments(run, folder, model, tokenizer):
-    code, out, err = run("translate", *SENTENCES, "--model_name_or_path", folder, "--max_new_tokens", "20")
+def test_translates_sentences_from_arguments(run_script, folder, model, tokenizer):
+    code, out, err = run_script("translate", *SENTENCES, "--model_name_or_path", folder, "--max_new_tokens", "20")
     assert (code, err) == (0, "")
     assert out.split("\n") == [*expected_lines(model, tokenizer, max_new_tokens=20), ""]
 
 
-def test_a_translation_with_a_line_break_is_one_line(run, folder, tokenizer, tmp_path):
+def test_a_translation_with_a_line_break_is_one_line(run_script, folder, tokenizer, tmp_path):
     model, _ = load(folder, device="cpu")
     model.generation_config.forced_bos_token_id = tokenizer("\n")["input_ids"][0]  # each translation starts with it
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert next(translate(model, tokenizer, ["seven"]))[0].text.startswith("\n")
-    _, out, _ = run("translate", *SENTENCES, "--model_name_or_path", str(tmp_path), "--max_new_tokens", "5")
+    _, out, _ = run_script("translate", *SENTENCES, "--model_name_or_path", str(tmp_path), "--max_new_tokens", "5")
     assert out.count("\n") == len(SENTENCES) and out.startswith(" ")
 
 
 @pytest.mark.parametrize("source", ["plain", "gz", "stdin"])
-def test_one_line_out_per_line_in(run, folder, model, tokenizer, tmp_path, source):
+def test_one_line_out_per_line_in(run_script, folder, model, tokenizer, tmp_path, source):
     text = "\n".join(SENTENCES).encode() + b"\r\n" + "été\u2028 hiver".encode()  # the last line has no line end
     path = tmp_path / {"plain": "in.txt", "gz": "in.txt.gz", "stdin": "unused"}[source]
     path.write_bytes(gzip.compress(text) if source == "gz" else text)
     given = [] if source == "stdin" else ["--input_file", str(path)]
-    code, out, _ = run("translate", "--model_name_or_path", folder, *given, "--max_new_tokens", "20", stdin=text)
+    code, out, _ = run_script("translate", "--model_name_or_path", folder, *given, "--max_new_tokens", "20", stdin=text)
     assert code == 0
     sentences = [*SENTENCES, "été\u2028 hiver"]
     assert out.split("\n") == [*expected_lines(model, tokenizer, sentences, max_new_tokens=20), ""]
 
 
-def test_an_empty_input_file_gives_nothing(run, folder, tmp_path):
+def test_an_empty_input_file_gives_nothing(run_script, folder, tmp_path):
     (tmp_path / "in.txt").touch()
-    assert run("translate", "--model_name_or_path", folder, "--input_file", str(tmp_path / "in.txt"), stdin=b"no") == (
+    assert run_script(
+        "translate", "--model_name_or_path", folder, "--input_file", str(tmp_path / "in.txt"), stdin=b"no"
+    ) == (
         0,
         "",
         "",
     )
 
 
-def test_beam_search_with_several_translations_into_a_file(run, folder, model, tokenizer, tmp_path):
+def test_beam_search_with_several_translations_into_a_file(run_script, folder, model, tokenizer, tmp_path):
     output = tmp_path / "out.txt"
     flags = "--num_beams 4 --num_return_sequences 2 --length_penalty 0.6 --max_new_tokens 20 --batch_tokens 24".split()
     arguments = [*SENTENCES, "--model_name_or_path", folder, "--output_file", str(output), *flags]
-    assert run("translate", *arguments) == (0, "", "")
+    assert run_script("translate", *arguments) == (0, "", "")
     expected = expected_lines(
         model, tokenizer, num_beams=4, num_return_sequences=2, length_penalty=0.6, max_new_tokens=20
     )
@@ -142,9 +119,9 @@ def test_who_writes_a_line_and_waits_gets_an_answer(folder):
     assert all(answers) and (out, err, process.returncode) == (b"", b"", 0)
 
 
-def test_json_lines_have_the_source_and_all_translations_with_scores(run, folder, model, tokenizer):
+def test_json_lines_have_the_source_and_all_translations_with_scores(run_script, folder, model, tokenizer):
     flags = ["--num_beams", "3", "--num_return_sequences", "2", "--max_new_tokens", "20", "--json"]
-    code, out, _ = run("translate", *SENTENCES, "--model_name_or_path", folder, *flags)
+    code, out, _ = run_script("translate", *SENTENCES, "--model_name_or_path", folder, *flags)
     expected = translate(model, tokenizer, SENTENCES, num_beams=3, num_return_sequences=2, max_new_tokens=20)
     assert code == 0
     for line, sentence, translations in zip(out.splitlines(), SENTENCES, expected, strict=True):
@@ -157,16 +134,16 @@ def test_json_lines_have_the_source_and_all_translations_with_scores(run, folder
 
 
 @pytest.mark.parametrize("as_json", [False, True])
-def test_a_file_half_done_is_gone_on_with(run, folder, tmp_path, as_json):
+def test_a_file_half_done_is_gone_on_with(run_script, folder, tmp_path, as_json):
     source, output = tmp_path / "in.txt", tmp_path / "out.txt"
     source.write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
     arguments = ["--model_name_or_path", folder, "--input_file", str(source), "--output_file", str(output)]
     arguments += ["--num_beams", "2", "--num_return_sequences", "2", "--max_new_tokens", "20", "--resume"]
     arguments += ["--json"] if as_json else []
-    assert run("translate", *arguments)[0] == 0  # there is nothing yet
+    assert run_script("translate", *arguments)[0] == 0  # there is nothing yet
     whole = output.read_bytes()
     output.write_bytes(whole[: len(whole) * 2 // 3])
-    assert run("translate", *arguments)[0] == 0
+    assert run_script("translate", *arguments)[0] == 0
     if not as_json:
         assert output.read_bytes() == whole
     lines = output.read_text().splitlines()
@@ -196,16 +173,16 @@ def test_translate_refuses_what_it_cannot_do(refused, folder, tmp_path):
     assert "on the command line" in refused("translate", os.fsdecode(b"b\xe9b\xe9"), *model)
 
 
-def test_what_comes_before_a_broken_line_of_standard_input_is_translated(run, folder):
+def test_what_comes_before_a_broken_line_of_standard_input_is_translated(run_script, folder):
     flags = ["--model_name_or_path", folder, "--max_new_tokens", "20"]
-    code, out, err = run("translate", *flags, stdin=b"seven\nb\xe9b\xe9\n")
+    code, out, err = run_script("translate", *flags, stdin=b"seven\nb\xe9b\xe9\n")
     assert code == 2 and out.count("\n") == 1
     assert err.startswith("error: standard input, line 2, is not valid UTF-8") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("name", ["translate", "evaluate"])
-def test_an_unknown_flag_is_refused(run, folder, name):
-    code, out, err = run(name, "--model_name_or_path", folder, "--num_beam_groups", "2")
+def test_an_unknown_flag_is_refused(run_script, folder, name):
+    code, out, err = run_script(name, "--model_name_or_path", folder, "--num_beam_groups", "2")
     assert (code, out) == (2, "") and "unrecognized arguments: --num_beam_groups" in err
 
 
@@ -233,7 +210,7 @@ def test_evaluates_two_text_files(tmp_path):
     assert set(report["versions"]) == {"torch", "transformers", "sacrebleu"}
 
 
-def test_evaluates_a_model_on_a_test_set(run, folder, model, tokenizer, tmp_path):
+def test_evaluates_a_model_on_a_test_set(run_script, folder, model, tokenizer, tmp_path):
     hypotheses = [translation.text for (translation,) in translate(model, tokenizer, SENTENCES, num_beams=2)]
     references = ["x", "", hypotheses[2], "y"]
     (tmp_path / "test.en").write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
@@ -241,7 +218,7 @@ def test_evaluates_a_model_on_a_test_set(run, folder, model, tokenizer, tmp_path
     data = ["--test_file", str(tmp_path / "test"), "--source_lang", "en", "--target_lang", "fr"]
     common = ["--model_name_or_path", folder, *data, "--num_beams", "2"]
 
-    code, out, _ = run("evaluate", *common, "--json", "--output_file", str(tmp_path / "out.txt"))
+    code, out, _ = run_script("evaluate", *common, "--json", "--output_file", str(tmp_path / "out.txt"))
     assert code == 0
     report = json.loads(out)
     expected = score(hypotheses, references)
@@ -251,15 +228,15 @@ def test_evaluates_a_model_on_a_test_set(run, folder, model, tokenizer, tmp_path
     assert report["seconds"] > 0 and report["decoding"]["num_beams"] == 2
     assert (tmp_path / "out.txt").read_text().split("\n") == [*map(one_line, hypotheses), ""]
 
-    code, out, _ = run("evaluate", *common, "--max_predict_samples", "2")
+    code, out, _ = run_script("evaluate", *common, "--max_predict_samples", "2")
     expected = score(hypotheses[:2], references[:2])
     assert code == 0
     for shown in (expected["bleu_signature"], expected["chrf_signature"], "50.00% of 2 sentences", "num_beams 2"):
         assert shown in out
 
 
-def test_evaluates_a_model_on_unseen_numbers_by_default(run, folder, model, tokenizer):
-    code, out, _ = run("evaluate", "--model_name_or_path", folder, "--max_predict_samples", "8", "--json")
+def test_evaluates_a_model_on_unseen_numbers_by_default(run_script, folder, model, tokenizer):
+    code, out, _ = run_script("evaluate", "--model_name_or_path", folder, "--max_predict_samples", "8", "--json")
     pairs = number_pairs("en", "fr", "test", 8)
     hypotheses = [translation.text for (translation,) in translate(model, tokenizer, pairs["source"])]
     report = json.loads(out)

@@ -148,6 +148,7 @@ def gnmt_beam_search(
     batch = input_ids.shape[0] // beams
     limits = _limits(generation_config, model_kwargs, prompt_length, tokens_beyond_source, batch)
     steps = int(limits.max())
+    divisors = gnmt_length_penalty(limits, alpha)  # at the greatest length, [batch]
     first_beam = torch.arange(batch, device=input_ids.device)[:, None] * beams  # [batch, 1]
     eos = generation_config._eos_token_tensor
     candidates = beams * (2 if eos is None else 1 + len(eos))  # so that enough are left when each beam ends in each way
@@ -189,14 +190,14 @@ def gnmt_beam_search(
             running = continued.first(beams)
 
         # At best a running hypothesis keeps its log-probability, and has the length that gives the best score then.
-        best_lengths = limits if alpha >= 0 else torch.full_like(limits, step + 2)
-        reachable = running.scores[:, 0] / gnmt_length_penalty(best_lengths, alpha)
+        reachable = running.scores[:, 0] / (divisors if alpha >= 0 else gnmt_length_penalty(step + 2, alpha))
         kept = (reachable > ended.scores[:, wanted - 1]).nonzero()[:, 0]
         if not len(kept):
             break
         if may_shrink and len(kept) <= SHRINK_TO * len(open_sentences):
             settled.put(open_sentences, ended)
-            open_sentences, limits, first_beam = open_sentences[kept], limits[kept], first_beam[kept]
+            open_sentences, first_beam = open_sentences[kept], first_beam[kept]
+            limits, divisors = limits[kept], divisors[kept]
             running, ended = running.of(kept), ended.of(kept)
             decoder.keep(kept)
     settled.put(open_sentences, ended)

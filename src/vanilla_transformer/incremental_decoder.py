@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 FIRST_POSITIONS = 32  # how many a cache has room for at the beginning
+FEW_ROWS = 8  # Up to so many, BLAS multiplies by the output matrix faster the other way round, up to twice as fast.
 
 
 class IncrementalDecoder:
@@ -28,15 +29,19 @@ class IncrementalDecoder:
         self, model: PreTrainedModel, memory: torch.Tensor, source_mask: torch.Tensor | None, beams: int, steps: int
     ) -> None:
         self.decoder = model.model.decoder
-        self.output_matrix = model.lm_head.weight.t()  # [d_model, vocabulary]
+        self.output_matrix = aligned(model.lm_head.weight)  # [vocabulary, d_model]
         self.positions = self.decoder.positions(torch.arange(steps, device=memory.device))
-        self.slots = torch.arange(beams, device=memory.device)
-        self.source_mask = None
+        self.beams = beams
+        # Both masks are added to the attention's scores: 0 where a query sees a key, minus infinity elsewhere.
+        self.source_mask = self.mask = None
         if source_mask is not None and not source_mask.all():
-            self.source_mask = source_mask[:, None, None].bool()  # [batch, 1, 1, source length]
+            self.source_mask = hidden(memory, source_mask[:, None, None] == 0)  # [batch, 1, 1, source length]
+        if beams > 1:  # [batch, 1, beams, positions * slots]; of each position a beam sees its own slot, for a start
+            others = ~torch.eye(beams, dtype=torch.bool, device=memory.device)
+            self.mask = hidden(memory, others.repeat(memory.shape[0], 1, 1, steps))
         self.layers = [IncrementalLayer(layer, memory, beams) for layer in self.decoder.layers]
         # Memory of this size, given back and asked for anew at each step, would cost more than what is computed in it.
-        self.logits = memory.new_empty(memory.shape[0] * beams, self.output_matrix.shape[1])
+        self.logits = memory.new_empty(memory.shape[0] * beams, self.output_matrix.shape[0])
         self.log_probs = torch.empty_like(self.logits, dtype=torch.float32)
 
     def step(self, written: torch.Tensor, continued: torch.Tensor) -> torch.Tensor:
@@ -51,27 +56,32 @@ class IncrementalDecoder:
             Log-probabilities of the next token, float32, [batch, beams, vocabulary]; at the first position, where all
             beams are alike, [batch, 1, vocabulary]. They hold until the next step.
         """
-        batch, beams, position = continued.shape
+        position = continued.shape[2]
         ids, mask = written[:, :, -1], None
         if position == 0:
             ids = ids[:, :1]
-        else:
-            own = self.slots[:, None].expand(batch, -1, 1)
-            slots = torch.cat([continued % beams, own], dim=2)  # [batch, beams, positions]
-            mask = (slots[..., None] == self.slots).flatten(2)[:, None]  # [batch, 1, beams, positions * slots]
+        elif self.mask is not None:
+            # Of the earlier positions a beam sees what the one that it continues saw.
+            ancestors = self.mask[..., : position * self.beams]
+            ancestors.copy_(ancestors.take_along_dim(continued[:, None, :, -1:] % self.beams, dim=2))
+            mask = self.mask[..., : (position + 1) * self.beams]
         embedded = self.decoder.embed_tokens(ids)
-        x = (embedded * self.decoder.embed_scale + self.positions[position]).to(embedded.dtype)
+        x = (embedded * self.decoder.embed_scale + self.positions[position]).to(embedded.dtype).flatten(0, 1)
         for layer in self.layers:
             x = layer.step(x, position, mask, self.source_mask)
-        rows = slice(ids.numel())
-        logits = torch.mm(x.flatten(0, 1), self.output_matrix, out=self.logits[rows])
-        log_probs = torch.log_softmax(logits.float(), dim=-1, out=self.log_probs[rows])
+        logits = self.logits[: len(x)]
+        if len(x) <= FEW_ROWS:
+            logits.copy_(torch.mm(self.output_matrix, x.t()).t())
+        else:
+            torch.mm(x, self.output_matrix.t(), out=logits)
+        log_probs = torch.log_softmax(logits.float(), dim=-1, out=self.log_probs[: len(x)])
         return log_probs.view(*ids.shape, -1)
 
     def keep(self, sentences: torch.Tensor) -> None:
         """Go on with some of the sentences, by their places in the batch, [sentences]."""
-        if self.source_mask is not None:
-            self.source_mask = self.source_mask[sentences]
+        for name in ("source_mask", "mask"):
+            if (mask := getattr(self, name)) is not None:
+                setattr(self, name, mask[sentences])
         for layer in self.layers:
             layer.keep(sentences)
 
@@ -93,29 +103,33 @@ class IncrementalLayer:
         norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
         self.norms = [(norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in norms]
         self.activation = layer.activation
-        self.beams, self.split_heads = beams, own.split_heads
+        self.beams = beams
         # [batch, heads, source length, d_head], so laid out that a head's are together
         self.source_keys = cross.split_heads(cross.k_proj(memory)).contiguous()
         self.source_values = cross.split_heads(cross.v_proj(memory)).contiguous()
         # Keys and then values, with room for more than there are: [batch, 2 * heads, positions * beams, d_head]
-        batch, self.heads, _, d_head = self.source_keys.shape
-        self.cache = memory.new_empty(batch, 2 * self.heads, FIRST_POSITIONS * beams, d_head)
+        batch, self.heads, _, self.d_head = self.source_keys.shape
+        self.cache = memory.new_empty(batch, 2 * self.heads, FIRST_POSITIONS * beams, self.d_head)
 
     def step(
         self, x: torch.Tensor, position: int, mask: torch.Tensor | None, source_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """[batch, beams, d_model] to the same shape."""
-        query, new = self.split_heads(F.linear(x, *self.qkv)).split([self.heads, 2 * self.heads], dim=1)
+        """[batch * beams, d_model] to the same shape."""
+        query, new = self.split_heads(F.linear(x, *self.qkv)).split_with_sizes([self.heads, 2 * self.heads], dim=1)
         keys, values = self.extended(position, new).chunk(2, dim=1)
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        x = F.layer_norm(F.linear(concatenated(attended), *self.out).add_(x), *self.norms[0])
+        x = torch.layer_norm(F.linear(concatenated(attended), *self.out).add_(x), *self.norms[0])
 
         query = self.split_heads(F.linear(x, *self.cross_q))
         attended = F.scaled_dot_product_attention(query, self.source_keys, self.source_values, attn_mask=source_mask)
-        x = F.layer_norm(F.linear(concatenated(attended), *self.cross_out).add_(x), *self.norms[1])
+        x = torch.layer_norm(F.linear(concatenated(attended), *self.cross_out).add_(x), *self.norms[1])
 
         inner = self.activation(F.linear(x, *self.fc1))
-        return F.layer_norm(F.linear(inner, *self.fc2).add_(x), *self.norms[2])
+        return torch.layer_norm(F.linear(inner, *self.fc2).add_(x), *self.norms[2])
+
+    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
+        """[batch * beams, heads * d_head] to [batch, heads, beams, d_head]."""
+        return states.view(len(self.cache), -1, states.shape[1] // self.d_head, self.d_head).transpose(1, 2)
 
     def extended(self, position: int, new: torch.Tensor) -> torch.Tensor:
         """Write a position's keys and values, [batch, 2 * heads, beams, d_head], and return all there are so far."""
@@ -132,8 +146,18 @@ class IncrementalLayer:
 
 
 def concatenated(attended: torch.Tensor) -> torch.Tensor:
-    """Concat(head_1, ..., head_h) (section 3.2.2): [batch, heads, beams, d_head] to [batch, beams, d_model]."""
-    return attended.transpose(1, 2).flatten(2)
+    """Concat(head_1, ..., head_h) (section 3.2.2): [batch, heads, beams, d_head] to [batch * beams, d_model]."""
+    return attended.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def aligned(matrix: torch.Tensor) -> torch.Tensor:
+    """A copy where the matrix begins at no multiple of 16 bytes, as a loaded one may: BLAS would round otherwise."""
+    return matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()
+
+
+def hidden(memory: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """A mask in the memory's dtype: minus infinity at these positions, 0 elsewhere."""
+    return memory.new_zeros(positions.shape).masked_fill_(positions, -torch.inf)
 
 
 def is_plain(model: PreTrainedModel) -> bool:

@@ -33,6 +33,7 @@ from vanilla_transformer import (
     export,
     gnmt_beam_search,
 )
+from vanilla_transformer.command_line import parse
 from vanilla_transformer.data import iterate_sentences, load_pairs
 from vanilla_transformer.decoding import load, translate
 from vanilla_transformer.errors import UserError, exit_on_user_error, require
@@ -206,7 +207,7 @@ def batches_of(sources: list[list[int]], size: int, arguments: BenchmarkArgument
 
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(BenchmarkArguments, description=__doc__.split("\n")[0])
-    (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    (arguments,) = parse(parser, argv)
     if (arguments.model_name_or_path is None) != (arguments.test_file is None):
         raise UserError("--model_name_or_path and --test_file go together; one of them is missing")
     disable_progress_bars()

@@ -207,13 +207,14 @@ def size_in_mb(folder: Path) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
+    from vanilla_transformer.command_line import parse
     from vanilla_transformer.data import load_pairs
     from vanilla_transformer.decoding import load
     from vanilla_transformer.errors import require
     from vanilla_transformer.evaluation import score
 
     parser = HfArgumentParser(BenchmarkArguments, description=__doc__.split("\n")[0])
-    (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    (arguments,) = parse(parser, argv)
     disable_progress_bars()
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()

@@ -38,6 +38,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.batching import TokenBatchSampler, token_lengths
+from vanilla_transformer.command_line import parse
 from vanilla_transformer.data import TranslationCollator, encode_pairs, iterate_sentences, load_pairs
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.modeling_vanilla_transformer import IGNORED_LABEL, sinusoidal_positions
@@ -340,7 +341,7 @@ def load_data(arguments: BenchmarkArguments) -> tuple[PreTrainedTokenizerBase, D
 
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser(BenchmarkArguments, description=__doc__.split("\n")[0])
-    (arguments,) = parser.parse_args_into_dataclasses(argv, look_for_args_file=False)
+    (arguments,) = parse(parser, argv)
     if unknown := set(arguments.parts) - set(PARTS):
         raise UserError(f"--parts has {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     if unknown := set(arguments.contenders) - set(CONTENDERS):

@@ -30,6 +30,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
 from vanilla_transformer.beam_search import PAPER_DECODING
+from vanilla_transformer.command_line import parse
 from vanilla_transformer.data import load_pairs, read_lines
 from vanilla_transformer.decoding import DecodingArguments, one_line, open_output, translate
 from vanilla_transformer.errors import UserError, exit_on_user_error
@@ -171,11 +172,7 @@ def show(scores: Scores) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser([EvaluateArguments, DecodingArguments], description=__doc__.split("\n")[0])
-    arguments, decoding, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments, decoding = parse(parser, argv)
     disable_progress_bar()
     disable_progress_bars()
     check(arguments)

@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
 from vanilla_transformer.attention_maps import attention_maps, plot_attention, plot_positions, save_figure
+from vanilla_transformer.command_line import parse
 from vanilla_transformer.decoding import LoadingArguments, decoded
 from vanilla_transformer.errors import UserError, exit_on_user_error
 
@@ -37,11 +38,7 @@ class PlotArguments:
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser([PlotArguments, LoadingArguments], description=__doc__.split("\n")[0])
     parser.add_argument("sentence", nargs="?", help="The sentence that the encoder reads.")
-    arguments, loading, positional, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments, loading, positional = parse(parser, argv)
     texts = decoded([text for text in (positional.sentence, arguments.target) if text is not None])
     if bool(texts) == (arguments.positions is not None) or (texts and positional.sentence is None):
         raise UserError("give either a sentence, and perhaps its --target, or --positions")

@@ -19,6 +19,7 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
+from vanilla_transformer.command_line import parse
 from vanilla_transformer.decoding import load
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.hub import full_id, push_to_hub, save_for_hub, verify
@@ -65,11 +66,7 @@ class CardArguments:
 
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser((PushArguments, CardArguments), description=__doc__.split("\n")[0])
-    arguments, card_arguments, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments, card_arguments = parse(parser, argv)
     disable_progress_bar()
     if not (arguments.repo_id or arguments.output_dir):
         raise UserError("give a --repo_id to push to, or an --output_dir to write into")

@@ -18,6 +18,7 @@ from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerB
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.checkpoints import checkpoint_to_resume
+from vanilla_transformer.command_line import parse
 from vanilla_transformer.curves import plot_run
 from vanilla_transformer.data import TranslationCollator, encode_pairs, iterate_sentences, load_pairs
 from vanilla_transformer.decoding import load
@@ -161,7 +162,7 @@ def main(argv: list[str] | None = None) -> None:
         (ModelArguments, DataArguments, PaperTrainingArguments), description=__doc__.split("\n")[0]
     )
     try:
-        model_arguments, data_arguments, training_arguments = parser.parse_args_into_dataclasses(argv)
+        model_arguments, data_arguments, training_arguments = parse(parser, argv)
     except ValueError as error:  # two training arguments that do not go together
         raise UserError(str(error)) from error
     with training_arguments.main_process_first():

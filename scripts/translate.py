@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
+from vanilla_transformer.command_line import parse
 from vanilla_transformer.data import iterate_lines
 from vanilla_transformer.decoding import (
     DecodingArguments,
@@ -122,11 +123,7 @@ def run(arguments: TranslateArguments, decoding: DecodingArguments, given: list[
 def main(argv: list[str] | None = None) -> None:
     parser = HfArgumentParser([TranslateArguments, DecodingArguments], description=__doc__.split("\n")[0])
     parser.add_argument("sentences", nargs="*", help="Sentences to translate.")
-    arguments, decoding, positional, unknown = parser.parse_args_into_dataclasses(
-        argv, return_remaining_strings=True, look_for_args_file=False
-    )
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    arguments, decoding, positional = parse(parser, argv)
     disable_progress_bar()
     sys.stdout.reconfigure(encoding="utf-8")
     try:

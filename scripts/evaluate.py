@@ -96,12 +96,12 @@ def check(arguments: EvaluateArguments) -> None:
         raise UserError(f"--max_predict_samples is {arguments.max_predict_samples}, but must be at least 1")
 
 
-def test_set(arguments: EvaluateArguments) -> tuple[str, Dataset]:
-    """The sentence pairs to translate, and what to call them."""
+def test_set(arguments: EvaluateArguments) -> tuple[str, Dataset, int]:
+    """What to call the test set, the sentence pairs of it to translate, and how many it has."""
     if not arguments.test_file and not arguments.dataset_name:
         source_lang, target_lang = arguments.source_lang or "en", arguments.target_lang or "fr"
         size = arguments.max_predict_samples or EMBEDDED_SAMPLES
-        return f"numbers {source_lang}-{target_lang}", number_pairs(source_lang, target_lang, "test", size)
+        return f"numbers {source_lang}-{target_lang}", number_pairs(source_lang, target_lang, "test", size), size
     name = arguments.test_file or arguments.dataset_name
     pairs = load_pairs(
         name,
@@ -110,12 +110,13 @@ def test_set(arguments: EvaluateArguments) -> tuple[str, Dataset]:
         split=arguments.split,
         config_name=arguments.dataset_config_name,
     )
-    return name, pairs.select(range(min(len(pairs), arguments.max_predict_samples or len(pairs))))
+    part = pairs.select(range(min(len(pairs), arguments.max_predict_samples or len(pairs))))
+    return name, part, len(pairs)
 
 
 def evaluate_model(arguments: EvaluateArguments, decoding: DecodingArguments) -> dict:
     """Translate the test set and score the translations."""
-    data, pairs = test_set(arguments)
+    data, pairs, size = test_set(arguments)
     model, tokenizer = decoding.load(arguments.model_name_or_path)
     translations = translate(model, tokenizer, pairs["source"], progress=True, **decoding.settings())
     start = time.perf_counter()
@@ -133,6 +134,7 @@ def evaluate_model(arguments: EvaluateArguments, decoding: DecodingArguments) ->
         "model": arguments.model_name_or_path,
         "weights": weights_digest(model),
         "data": data,
+        "test_set_sentences": size,
         "dataset_name": arguments.dataset_name,
         "dataset_config_name": arguments.dataset_config_name,
         "split": arguments.split if arguments.dataset_name else None,
@@ -157,7 +159,12 @@ def evaluate_files(arguments: EvaluateArguments) -> dict:
         references[: arguments.max_predict_samples],
         bleu_tokenize=arguments.bleu_tokenize,
     )
-    return {**scores, "predictions": arguments.predictions_file, "references": arguments.references_file}
+    return {
+        **scores,
+        "predictions": arguments.predictions_file,
+        "references": arguments.references_file,
+        "test_set_sentences": len(references),
+    }
 
 
 def show(scores: Scores) -> None:

@@ -156,6 +156,12 @@ def test_the_metadata_is_what_the_hub_reads(model, tokenizer, tmp_path):
     assert rows[1][4] == f"`{report()['chrf_signature']}`".replace("|", r"\|")
 
 
+def test_a_score_of_a_part_is_called_so(model, tokenizer, tmp_path):
+    for whole, name in ((1, "test_2016"), (1_000, "test_2016, the first 1 of 1,000 sentences")):
+        card = loaded(make_card(model, tokenizer, "me/en-de", scores=[report(test_set_sentences=whole)]), tmp_path)
+        assert table_of(card, "Results")[0][0] == card.data.eval_results[0].dataset_name == name
+
+
 def test_what_is_not_known_is_left_out(model, tokenizer, tmp_path):
     card = loaded(make_card(model, tokenizer, "me/en-de"), tmp_path)
     assert card.data.to_dict().keys() == {"library_name", "pipeline_tag", "tags"}

@@ -234,6 +234,12 @@ def test_evaluates_a_model_on_a_test_set(run_script, folder, model, tokenizer, t
     for shown in (expected["bleu_signature"], expected["chrf_signature"], "50.00% of 2 sentences", "num_beams 2"):
         assert shown in out
 
+    files = ["--predictions_file", str(tmp_path / "out.txt"), "--references_file", str(tmp_path / "test.fr")]
+    for command in (common, files):
+        _, out, _ = run_script("evaluate", *command, "--max_predict_samples", "2", "--json")
+        report = json.loads(out)
+        assert (report["bleu"], report["sentences"], report["test_set_sentences"]) == (expected["bleu"], 2, 4)
+
 
 def test_evaluates_a_model_on_unseen_numbers_by_default(run_script, folder, model, tokenizer):
     code, out, _ = run_script("evaluate", "--model_name_or_path", folder, "--max_predict_samples", "8", "--json")

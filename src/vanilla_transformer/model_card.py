@@ -149,6 +149,13 @@ def test_set_of(report: Mapping[str, Any]) -> str:
     return Path(report.get("data") or report["references"]).name
 
 
+def scored_part_of(report: Mapping[str, Any]) -> str:
+    """What to call the test set, and how much of it was scored where that is not all."""
+    scored, whole = report["sentences"], report.get("test_set_sentences")
+    part = f", the first {scored:,} of {whole:,} sentences" if whole and scored < whole else ""
+    return test_set_of(report) + part
+
+
 def search_of(report: Mapping[str, Any]) -> str:
     """How the scored translations were searched for, where the report says it."""
     if "decoding" not in report:
@@ -163,7 +170,7 @@ def result_rows(report: Mapping[str, Any]) -> list[Row]:
     details = {"bleu": f" ({precisions}, brevity penalty {report['brevity_penalty']:.3f})"}
     return [
         (
-            test_set_of(report),
+            scored_part_of(report),
             search_of(report),
             name,
             f"{report[metric]:.2f}{details.get(metric, '')}",
@@ -179,7 +186,7 @@ def eval_results(report: Mapping[str, Any]) -> list[EvalResult]:
         EvalResult(
             task_type="translation",
             dataset_type=report.get("dataset_name") or test_set_of(report),
-            dataset_name=test_set_of(report),
+            dataset_name=scored_part_of(report),
             dataset_config=report.get("dataset_config_name"),
             dataset_split=report.get("split"),
             metric_type=identifier,

@@ -12,7 +12,7 @@ from vanilla_transformer.number_corpus import number_pairs
 
 ROOT = Path(__file__).parents[1]
 FEW_STEPS = (
-    "--max_steps 8 --eval_steps 1 --save_steps 1 --max_train_samples 200 --max_eval_samples 2 --max_length_ratio 99"
+    "--max_steps 5 --eval_steps 1 --save_steps 1 --max_train_samples 200 --max_eval_samples 2 --max_length_ratio 99"
 )
 
 SMALL_BENCHMARKS = {

@@ -66,9 +66,10 @@ class IncrementalDecoder:
             ancestors.copy_(ancestors.take_along_dim(continued[:, None, :, -1:] % self.beams, dim=2))
             mask = self.mask[..., : (position + 1) * self.beams]
         embedded = self.decoder.embed_tokens(ids)
-        x = (embedded * self.decoder.embed_scale + self.positions[position]).to(embedded.dtype).flatten(0, 1)
+        x = (embedded * self.decoder.embed_scale + self.positions[position]).to(embedded.dtype)
         for layer in self.layers:
             x = layer.step(x, position, mask, self.source_mask)
+        x = x.flatten(0, 1)
         logits = self.logits[: len(x)]
         if len(x) <= FEW_ROWS:
             logits.copy_(torch.mm(self.output_matrix, x.t()).t())
@@ -103,18 +104,18 @@ class IncrementalLayer:
         norms = (layer.self_attn_layer_norm, layer.encoder_attn_layer_norm, layer.final_layer_norm)
         self.norms = [(norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in norms]
         self.activation = layer.activation
-        self.beams = beams
+        self.beams, self.split_heads = beams, own.split_heads
         # [batch, heads, source length, d_head], so laid out that a head's are together
         self.source_keys = cross.split_heads(cross.k_proj(memory)).contiguous()
         self.source_values = cross.split_heads(cross.v_proj(memory)).contiguous()
         # Keys and then values, with room for more than there are: [batch, 2 * heads, positions * beams, d_head]
-        batch, self.heads, _, self.d_head = self.source_keys.shape
-        self.cache = memory.new_empty(batch, 2 * self.heads, FIRST_POSITIONS * beams, self.d_head)
+        batch, self.heads, _, d_head = self.source_keys.shape
+        self.cache = memory.new_empty(batch, 2 * self.heads, FIRST_POSITIONS * beams, d_head)
 
     def step(
         self, x: torch.Tensor, position: int, mask: torch.Tensor | None, source_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """[batch * beams, d_model] to the same shape."""
+        """[batch, beams, d_model] to the same shape."""
         query, new = self.split_heads(F.linear(x, *self.qkv)).split_with_sizes([self.heads, 2 * self.heads], dim=1)
         keys, values = self.extended(position, new).chunk(2, dim=1)
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
@@ -126,10 +127,6 @@ class IncrementalLayer:
 
         inner = self.activation(F.linear(x, *self.fc1))
         return torch.layer_norm(F.linear(inner, *self.fc2).add_(x), *self.norms[2])
-
-    def split_heads(self, states: torch.Tensor) -> torch.Tensor:
-        """[batch * beams, heads * d_head] to [batch, heads, beams, d_head]."""
-        return states.view(len(self.cache), -1, states.shape[1] // self.d_head, self.d_head).transpose(1, 2)
 
     def extended(self, position: int, new: torch.Tensor) -> torch.Tensor:
         """Write a position's keys and values, [batch, 2 * heads, beams, d_head], and return all there are so far."""
@@ -146,8 +143,8 @@ class IncrementalLayer:
 
 
 def concatenated(attended: torch.Tensor) -> torch.Tensor:
-    """Concat(head_1, ..., head_h) (section 3.2.2): [batch, heads, beams, d_head] to [batch * beams, d_model]."""
-    return attended.transpose(1, 2).flatten(0, 1).flatten(1)
+    """Concat(head_1, ..., head_h) (section 3.2.2): [batch, heads, beams, d_head] to [batch, beams, d_model]."""
+    return attended.transpose(1, 2).flatten(2)
 
 
 def aligned(matrix: torch.Tensor) -> torch.Tensor:

@@ -232,10 +232,13 @@ def main(argv: list[str] | None = None) -> None:
             plot_run(trainer.state.log_history, Path(training_arguments.output_dir, "training.png"))
         except UserError as error:  # without the extra [plots]
             say(f"no picture of the run: {error}")
+    if not interrupt.interrupted:
+        trainer.save_model()
+    # A process that ends with the connections to others open can abort after all is done.
+    trainer.accelerator.end_training()
     if interrupt.interrupted:
         say(f"Stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint.")
         sys.exit(130)
-    trainer.save_model()
     say(f"The model is in {training_arguments.output_dir}")
 
 

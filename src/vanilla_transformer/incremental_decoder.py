@@ -32,13 +32,12 @@ class IncrementalDecoder:
         self.output_matrix = aligned(model.lm_head.weight)  # [vocabulary, d_model]
         self.positions = self.decoder.positions(torch.arange(steps, device=memory.device))
         self.beams = beams
-        # Both masks are added to the attention's scores: 0 where a query sees a key, minus infinity elsewhere.
         self.source_mask = self.mask = None
         if source_mask is not None and not source_mask.all():
-            self.source_mask = hidden(memory, source_mask[:, None, None] == 0)  # [batch, 1, 1, source length]
+            self.source_mask = additive_mask(memory, source_mask[:, None, None] == 0)  # [batch, 1, 1, source length]
         if beams > 1:  # [batch, 1, beams, positions * slots]; of each position a beam sees its own slot, for a start
             others = ~torch.eye(beams, dtype=torch.bool, device=memory.device)
-            self.mask = hidden(memory, others.repeat(memory.shape[0], 1, 1, steps))
+            self.mask = additive_mask(memory, others.repeat(memory.shape[0], 1, 1, steps))
         self.layers = [IncrementalLayer(layer, memory, beams) for layer in self.decoder.layers]
         # Memory of this size, given back and asked for anew at each step, would cost more than what is computed in it.
         self.logits = memory.new_empty(memory.shape[0] * beams, self.output_matrix.shape[0])
@@ -152,9 +151,9 @@ def aligned(matrix: torch.Tensor) -> torch.Tensor:
     return matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()
 
 
-def hidden(memory: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """A mask in the memory's dtype: minus infinity at these positions, 0 elsewhere."""
-    return memory.new_zeros(positions.shape).masked_fill_(positions, -torch.inf)
+def additive_mask(memory: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    """What attention adds to its scores, in the memory's dtype: minus infinity where masked, 0 elsewhere."""
+    return memory.new_zeros(masked.shape).masked_fill_(masked, -torch.inf)
 
 
 def is_plain(model: PreTrainedModel) -> bool:

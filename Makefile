@@ -29,12 +29,12 @@ endef
 # Each demo starts over.
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
-	$(BIN)/python scripts/train.py --output_dir $(DEMO) --preset tiny \
+	$(BIN)/vanilla-transformer train --output_dir $(DEMO) --preset tiny \
 		--config_overrides encoder_layers=2,decoder_layers=2,dropout=0 --label_smoothing_factor 0 --vocab_size 400 \
 		--per_device_train_tokens 1024 --lr_scheduler_type cosine --learning_rate 0.002 --warmup_steps 200 \
 		--max_steps 1400 --eval_steps 350 --save_steps 350 --max_eval_samples 200
-	$(BIN)/python scripts/evaluate.py --model_name_or_path $(DEMO)
-	$(BIN)/python scripts/translate.py --model_name_or_path $(DEMO) \
+	$(BIN)/vanilla-transformer evaluate --model_name_or_path $(DEMO)
+	$(BIN)/vanilla-transformer translate --model_name_or_path $(DEMO) \
 		"seventy-one" "nine hundred and ninety-nine" "twelve thousand, three hundred and forty-five"
 	@echo "The model is in $(abspath $(DEMO))"
 

@@ -1,49 +1,8 @@
-"""Write a trained model for another engine: transformers' own MarianMT, CTranslate2 or ONNX.
+"""Run `vanilla-transformer export` from a checkout."""
 
-python scripts/export.py --model_name_or_path runs/en-de-averaged --to ctranslate2 --output_dir runs/en-de-ct2
-"""
+import sys
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from pathlib import Path
-
-from transformers.utils.logging import disable_progress_bar
-
-import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
-from vanilla_transformer.decoding import load
-from vanilla_transformer.errors import UserError, exit_on_user_error, in_use
-from vanilla_transformer.export import to_ctranslate2, to_marian, to_onnx
-
-HOW_TO_LOAD = {
-    "marian": 'AutoModelForSeq2SeqLM.from_pretrained("{}"), with transformers alone',
-    "ctranslate2": 'ctranslate2.Translator("{}")',
-    "onnx": 'transformers.exporters.ExportedModel.from_pretrained("{}"), after import vanilla_transformer',
-}
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
-    parser.add_argument("--model_name_or_path", required=True, help="folder of a trained model, or its id on the Hub")
-    parser.add_argument("--to", required=True, choices=HOW_TO_LOAD, help="the engine")
-    parser.add_argument("--output_dir", required=True, help="new folder for the exported model and its tokenizer")
-    parser.add_argument("--quantization", help="ctranslate2's type of the weights, such as int8; by default float32")
-    arguments = parser.parse_args(argv)
-    disable_progress_bar()
-    folder = arguments.output_dir
-    if arguments.quantization and arguments.to != "ctranslate2":
-        raise UserError(f"--quantization goes with --to ctranslate2, not with --to {arguments.to}; leave it out")
-    if in_use(Path(folder)):
-        raise UserError(f"{folder} already exists and is not empty; give another --output_dir")
-    model, tokenizer = load(arguments.model_name_or_path, device="cpu")
-    if arguments.to == "marian":
-        to_marian(model).save_pretrained(folder)
-    elif arguments.to == "ctranslate2":
-        to_ctranslate2(model, tokenizer, folder, arguments.quantization)
-    else:
-        to_onnx(model, folder)
-    tokenizer.save_pretrained(folder)
-    print(f"The model is in {folder}; it loads with {HOW_TO_LOAD[arguments.to].format(folder)}")
-
+from vanilla_transformer.cli import main
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    main(["export", *sys.argv[1:]])

@@ -1,57 +1,8 @@
-"""Draw what attends to what in a trained model, for a sentence and its translation, or the model's positions.
+"""Run `vanilla-transformer plot` from a checkout."""
 
-    python scripts/plot_attention.py --model_name_or_path runs/en-de --output_file cross.png "Two dogs run."
-    python scripts/plot_attention.py --model_name_or_path runs/en-de --output_file encoder.pdf --kind encoder "A dog."
-    python scripts/plot_attention.py --model_name_or_path runs/en-de --output_file positions.png --positions 100
+import sys
 
-Without --target the translation is the model's own.
-"""
-
-from dataclasses import dataclass, field
-from typing import Literal
-
-from transformers import HfArgumentParser
-from transformers.utils.logging import disable_progress_bar
-
-import vanilla_transformer  # noqa: F401 (registers the model with the auto classes)
-from vanilla_transformer.attention_maps import attention_maps, plot_attention, plot_positions, save_figure
-from vanilla_transformer.command_line import parse
-from vanilla_transformer.decoding import LoadingArguments, decoded
-from vanilla_transformer.errors import UserError, exit_on_user_error
-
-
-@dataclass
-class PlotArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder of a trained model, or its id on the Hub."})
-    output_file: str = field(metadata={"help": "Where to draw, a new file: .png, .pdf or .svg."})
-    target: str | None = field(
-        default=None, metadata={"help": "The sentence's translation; by default the model's own."}
-    )
-    kind: Literal["encoder", "decoder", "cross"] = field(
-        default="cross", metadata={"help": "Self-attention of the encoder or decoder, or the decoder's to the source."}
-    )
-    positions: int | None = field(
-        default=None, metadata={"help": "Draw so many sinusoidal positions of the model's width; no sentence needed."}
-    )
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser([PlotArguments, LoadingArguments], description=__doc__.split("\n")[0])
-    parser.add_argument("sentence", nargs="?", help="The sentence that the encoder reads.")
-    arguments, loading, positional = parse(parser, argv)
-    texts = decoded([text for text in (positional.sentence, arguments.target) if text is not None])
-    if bool(texts) == (arguments.positions is not None) or (texts and positional.sentence is None):
-        raise UserError("give either a sentence, and perhaps its --target, or --positions")
-    disable_progress_bar()
-    model, tokenizer = loading.load(arguments.model_name_or_path)
-    if texts:
-        figure = plot_attention(attention_maps(model, tokenizer, *texts), arguments.kind)
-    else:
-        figure = plot_positions(model, arguments.positions)
-    save_figure(figure, arguments.output_file)
-    print(f"The picture is in {arguments.output_file}")
-
+from vanilla_transformer.cli import main
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    main(["plot", *sys.argv[1:]])

@@ -94,7 +94,9 @@ def test_wheel_holds_the_package_and_the_license_only(wheel: Path, metadata: ema
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         assert archive.read(f"{info}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
-    assert names == package | {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "licenses/LICENSE")}
+    assert names == package | {
+        f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "licenses/LICENSE")
+    }
 
 
 def test_metadata_states_license_and_python(metadata: email.message.Message) -> None:
@@ -109,7 +111,7 @@ def test_every_import_is_declared(metadata: email.message.Message) -> None:
     declared = core_requirements(metadata)
     distributions = importlib.metadata.packages_distributions()
     undeclared = []
-    for path in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").glob("*.py")]):
+    for path in sorted([*(ROOT / "src").rglob("*.py"), *(ROOT / "scripts").rglob("*.py")]):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         guarded = [
             node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)

@@ -9,8 +9,8 @@ from helpers import SIZES, labels_of, ragged_batch, random_ids, small_model
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, set_seed
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
+from vanilla_transformer.data.tokenization import SPECIAL_TOKENS, dictionary_tokenizer
 from vanilla_transformer.modeling_vanilla_transformer import cross_entropy
-from vanilla_transformer.tokenization import SPECIAL_TOKENS, dictionary_tokenizer
 
 peft = pytest.importorskip("peft")
 

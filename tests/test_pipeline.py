@@ -18,12 +18,16 @@ from transformers.pipelines.pt_utils import KeyDataset
 
 import vanilla_transformer
 from vanilla_transformer import VanillaTransformerTranslationPipeline, gnmt_beam_search, pipeline_vanilla_transformer
-from vanilla_transformer.decoding import translate
-from vanilla_transformer.tokenization import train_tokenizer
+from vanilla_transformer.data.tokenization import train_tokenizer
+from vanilla_transformer.inference.translate import translate
 
 SENTENCES = ["a dog runs", "two dogs run on the green grass", "", "a cat", "the cat sleeps all day long", " \t"]
 CODE = Path(vanilla_transformer.__file__).parent
-PIPELINE_FILES = {"pipeline_vanilla_transformer.py", "beam_search.py", "errors.py", "incremental_decoder.py"}
+PIPELINE_FILES = {
+    "pipeline_vanilla_transformer.py",
+    "generation_vanilla_transformer.py",
+    "step_decoder_vanilla_transformer.py",
+}
 MODEL_FILES = {"configuration_vanilla_transformer.py", "modeling_vanilla_transformer.py"}
 CUSTOM_PIPELINES = {
     "translation": {

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from helpers import write_fairseq_checkpoint
 
-from vanilla_transformer.number_corpus import number_pairs
+from vanilla_transformer.cli import COMMANDS
+from vanilla_transformer.data.numbers import number_pairs
 
 ROOT = Path(__file__).parents[1]
 FEW_STEPS = (
@@ -16,12 +17,12 @@ FEW_STEPS = (
 )
 
 SMALL_BENCHMARKS = {
-    "benchmark_training.py": (
+    "benchmarks/training.py": (
         "--presets tiny --vocab_size 300 --tokens 256 --batches 1 --rounds 1 --pipeline_steps 1 --parts steps pipelines"
     ),
-    "benchmark_decoding.py": "--presets tiny --vocab_size 300 --batch_sizes 2 --batches 1 --new_tokens 3 --rounds 1",
+    "benchmarks/decoding.py": "--presets tiny --vocab_size 300 --batch_sizes 2 --batches 1 --new_tokens 3 --rounds 1",
 }
-RUN_ELSEWHERE = "benchmark_engines.py"  # minutes: the slow test of tests/test_export.py runs it
+RUN_ELSEWHERE = "benchmarks/engines.py"  # minutes: the slow test of tests/convert/test_export.py runs it
 
 
 def blocks(language: str) -> list[str]:
@@ -31,9 +32,9 @@ def blocks(language: str) -> list[str]:
 
 
 def readme_commands() -> list[str]:
-    """Every command line with a script in it, lines that end in a backslash joined."""
+    """Every command line of the package, lines that end in a backslash joined."""
     lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if "scripts/" in line]
+    return [line for line in lines if "vanilla-transformer " in line or "scripts/" in line]
 
 
 def demo_commands() -> list[str]:
@@ -41,7 +42,7 @@ def demo_commands() -> list[str]:
         ["make", "--dry-run", "--always-make", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     lines = listing.stdout.replace("\\\n", " ").splitlines()
-    return [re.sub(r"^\S*/bin/python", "python", line) for line in lines if "scripts/" in line]
+    return [line.removeprefix(".venv/bin/") for line in lines if "bin/vanilla-transformer " in line]
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +72,13 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(command: str, folder: Path) -> str:
-    if "scripts/train.py" in command or "scripts/reproduce_multi30k.py" in command:
+    if "vanilla-transformer train" in command or "scripts/benchmarks/reproduce_multi30k.py" in command:
         command += f" {FEW_STEPS}"
     for script, flags in SMALL_BENCHMARKS.items():
         if f"scripts/{script}" in command:
             command += f" {flags}"
     command = re.sub(r"\bpython\b", sys.executable, command, count=1)
+    command = command.replace("vanilla-transformer ", f"{sys.executable} -m vanilla_transformer ", 1)
     finished = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
     assert finished.returncode == 0, f"{command}\n{finished.stderr[-2000:]}"
     return finished.stdout
@@ -85,9 +87,8 @@ def run(command: str, folder: Path) -> str:
 def test_commands_run_as_written(folder):
     """One test, since each command needs what the one before it made."""
     commands = readme_commands()
-    assert set(re.findall(r"scripts/(\w+\.py)", " ".join(commands))) == {
-        path.name for path in (ROOT / "scripts").glob("*.py")
-    }, "the README shows every script"
+    shown = set(re.findall(r"vanilla-transformer (\w+)", " ".join(commands)))
+    assert shown == set(COMMANDS), "the README shows every command"
     for command in [command for command in commands if RUN_ELSEWHERE not in command]:
         output = run(command, folder)
         assert output or ">" in command or "--output_file" in command, f"{command} printed nothing"
@@ -101,9 +102,3 @@ def test_make_demo_is_what_the_readme_gives_for_plain_pip():
     readme = [command.split() for command in readme_commands()]
     assert train in readme and evaluate in readme
     assert translate[:4] in [command[:4] for command in readme]
-
-
-def test_every_file_that_the_readme_names_exists():
-    tree = next(block for block in blocks("") if "__init__.py" in block)
-    named = set(re.findall(r"^  (\w+\.py)", tree, flags=re.MULTILINE))
-    assert named == {path.name for path in (ROOT / "src" / "vanilla_transformer").glob("*.py")}

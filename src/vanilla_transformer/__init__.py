@@ -1,36 +1,23 @@
 """The Transformer of "Attention Is All You Need" (Vaswani et al. 2017) for Hugging Face transformers."""
 
-from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
-from transformers.pipelines import PIPELINE_REGISTRY
+import sys
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from .beam_search import gnmt_beam_search
-from .configuration_vanilla_transformer import VanillaTransformerConfig
-from .modeling_vanilla_transformer import (
-    VanillaTransformerDecoder,
-    VanillaTransformerEncoder,
-    VanillaTransformerForConditionalGeneration,
-    VanillaTransformerModel,
-    VanillaTransformerPreTrainedModel,
-)
-from .pipeline_vanilla_transformer import REGISTERED_TASK, VanillaTransformerTranslationPipeline
+if TYPE_CHECKING:
+    from .configuration_vanilla_transformer import VanillaTransformerConfig
+    from .generation_vanilla_transformer import gnmt_beam_search
+    from .modeling_vanilla_transformer import (
+        VanillaTransformerDecoder,
+        VanillaTransformerEncoder,
+        VanillaTransformerForConditionalGeneration,
+        VanillaTransformerModel,
+        VanillaTransformerPreTrainedModel,
+    )
+    from .pipeline_vanilla_transformer import VanillaTransformerTranslationPipeline
 
-AutoConfig.register("vanilla_transformer", VanillaTransformerConfig)
-AutoModel.register(VanillaTransformerConfig, VanillaTransformerModel)
-AutoModelForSeq2SeqLM.register(VanillaTransformerConfig, VanillaTransformerForConditionalGeneration)
-
-# From here on every save carries the two code files, so that it also loads where this package is not installed.
-VanillaTransformerConfig.register_for_auto_class()
-VanillaTransformerModel.register_for_auto_class("AutoModel")
-VanillaTransformerForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
-
-PIPELINE_REGISTRY.register_pipeline(
-    REGISTERED_TASK,
-    pipeline_class=VanillaTransformerTranslationPipeline,
-    pt_model=AutoModelForSeq2SeqLM,
-    type="text",
-)
-
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "VanillaTransformerConfig",
@@ -42,3 +29,56 @@ __all__ = [
     "VanillaTransformerTranslationPipeline",
     "gnmt_beam_search",
 ]
+
+
+@cache
+def register() -> None:
+    """Register config, models and pipeline with the auto classes. `import vanilla_transformer` does this.
+
+    From then on every save carries its code files, so that it also loads where this package is not installed.
+    """
+    from transformers import AutoConfig, AutoModel, AutoModelForSeq2SeqLM
+    from transformers.pipelines import PIPELINE_REGISTRY
+
+    from . import configuration_vanilla_transformer as configuration
+    from . import generation_vanilla_transformer as generation
+    from . import modeling_vanilla_transformer as modeling
+    from . import pipeline_vanilla_transformer as pipeline
+
+    for module in (configuration, modeling, pipeline):
+        globals().update({name: getattr(module, name) for name in module.__all__})
+    globals()["gnmt_beam_search"] = generation.gnmt_beam_search
+
+    config_class = configuration.VanillaTransformerConfig
+    AutoConfig.register("vanilla_transformer", config_class)
+    AutoModel.register(config_class, modeling.VanillaTransformerModel)
+    AutoModelForSeq2SeqLM.register(config_class, modeling.VanillaTransformerForConditionalGeneration)
+    config_class.register_for_auto_class()
+    modeling.VanillaTransformerModel.register_for_auto_class("AutoModel")
+    modeling.VanillaTransformerForConditionalGeneration.register_for_auto_class("AutoModelForSeq2SeqLM")
+    PIPELINE_REGISTRY.register_pipeline(
+        pipeline.REGISTERED_TASK,
+        pipeline_class=pipeline.VanillaTransformerTranslationPipeline,
+        pt_model=AutoModelForSeq2SeqLM,
+        type="text",
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """Give the public names, which `register` imports."""
+    if name in __all__:
+        register()
+        return globals()[name]
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def _is_the_command() -> bool:
+    """Whether this process is the console command, which registers when it needs to: its --help must not load torch."""
+    script, words = sys.argv[0], sys.orig_argv
+    if script == "-m":  # python -m vanilla_transformer
+        return __name__ in words and words[words.index(__name__) - 1] == "-m"
+    return Path(script).stem == "vanilla-transformer" and script in words  # not in processes that it starts
+
+
+if not _is_the_command():
+    register()

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from types import ModuleType
 
 from huggingface_hub.errors import StrictDataclassError
@@ -17,21 +16,6 @@ class UserError(ValueError):
 def first_line(error: BaseException) -> str:
     """What a library's error says, without the advice that follows in further lines."""
     return str(error).strip().split("\n")[0]
-
-
-def in_use(folder: Path) -> bool:
-    """Whether writing into a folder could overwrite something: it holds anything, or is a file."""
-    return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-
-
-def check_not_in_use(folder: str | Path, purpose: str) -> None:
-    """Refuse to write into a folder that is in use.
-
-    Raises:
-        UserError: It is; the sentence asks for another folder for the `purpose`, a noun.
-    """
-    if in_use(Path(folder)):
-        raise UserError(f"{folder} already exists and is not empty; give another folder for the {purpose}")
 
 
 def require(module: str, extra: str) -> ModuleType:

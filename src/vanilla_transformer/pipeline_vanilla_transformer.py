@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, Pipeline, StoppingCriteria, StoppingCriteriaList
 
-from .beam_search import TOKENS_BEYOND_SOURCE, completed, gnmt_beam_search
+from .generation_vanilla_transformer import TOKENS_BEYOND_SOURCE, completed, gnmt_beam_search
 
 REGISTERED_TASK = "vanilla-translation"
 SAVED_TASK = "translation"

@@ -1,0 +1,235 @@
+"""Compare decoding with MarianMT's generate() and with CTranslate2, in turn in one run on equal work.
+
+python scripts/benchmarks/decoding.py --train_file data/train --source_lang en --target_lang de
+
+Without data, on numbers written out. The models are new, as large as the presets, and write the same number of tokens.
+
+python scripts/benchmarks/decoding.py --model_name_or_path runs/en-de --test_file data/test \
+    --source_lang en --target_lang de
+
+This compares the searches of translate() with a trained model: BLEU, speed, and length of the translations.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from datasets import disable_progress_bars
+from tqdm import tqdm
+from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
+
+from vanilla_transformer import (
+    VanillaTransformerConfig,
+    VanillaTransformerForConditionalGeneration,
+    gnmt_beam_search,
+)
+from vanilla_transformer.commands.arguments import parse
+from vanilla_transformer.convert.ctranslate2 import to_ctranslate2
+from vanilla_transformer.convert.marian import to_marian
+from vanilla_transformer.data.numbers import number_pairs
+from vanilla_transformer.data.reading import iterate_sentences, load_pairs
+from vanilla_transformer.data.tokenization import train_tokenizer
+from vanilla_transformer.errors import UserError, exit_on_user_error, require
+from vanilla_transformer.inference.loading import load
+from vanilla_transformer.inference.metrics import score
+from vanilla_transformer.inference.translate import translate
+
+LENGTH_PENALTY = 0.6
+Decode = Callable[[list[list[int]], int], None]  # token ids of a batch, and the number of beams
+
+
+@dataclass
+class BenchmarkArguments:
+    train_file: str | None = field(default=None, metadata={"help": "Sentence pairs, as for train.py; else numbers."})
+    source_lang: str = field(default="en", metadata={"help": "Language of the source."})
+    target_lang: str = field(default="fr", metadata={"help": "Language of the target."})
+    presets: list[str] = field(default_factory=lambda: ["tiny", "base"], metadata={"help": "Sizes to compare at."})
+    vocab_size: int = field(default=10_000, metadata={"help": "Types of the tokenizer that is trained."})
+    num_beams: list[int] = field(default_factory=lambda: [4, 1], metadata={"help": "Beam sizes; 1 is greedy."})
+    batch_sizes: list[int] = field(default_factory=lambda: [50, 25, 1], metadata={"help": "Sentences of a batch."})
+    batches: int = field(default=2, metadata={"help": "Different batches in each turn; ten times as many of one."})
+    new_tokens: int = field(default=16, metadata={"help": "Tokens that are written for each sentence."})
+    rounds: int = field(default=5, metadata={"help": "How often each contender has its turn."})
+    threads: int = field(default=1, metadata={"help": "Threads of torch and of CTranslate2."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "A trained model, to compare searches with."}
+    )
+    test_file: str | None = field(default=None, metadata={"help": "Sentence pairs to compare searches on."})
+
+
+def through_generate(model: PreTrainedModel, pad_token_id: int, new_tokens: int, **settings: Callable) -> Decode:
+    """Decoding by `generate()` to the given length: without an end, there is nothing that would end it earlier."""
+    model.generation_config.update(
+        eos_token_id=None, forced_eos_token_id=None, bad_words_ids=None, max_new_tokens=new_tokens
+    )
+
+    @torch.inference_mode()
+    def decode(token_ids: list[list[int]], num_beams: int) -> None:
+        longest = max(map(len, token_ids))
+        input_ids = torch.tensor([[*ids, *[pad_token_id] * (longest - len(ids))] for ids in token_ids])
+        model.generate(
+            input_ids=input_ids,
+            attention_mask=(input_ids != pad_token_id).long(),
+            num_beams=num_beams,
+            length_penalty=LENGTH_PENALTY if num_beams > 1 else None,
+            **settings,
+        )
+
+    return decode
+
+
+def through_ctranslate2(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, new_tokens: int, threads: int
+) -> Decode:
+    """Decoding by CTranslate2 with the same weights in float32."""
+    with tempfile.TemporaryDirectory() as folder:
+        to_ctranslate2(model, tokenizer, Path(folder) / "model")
+        translator = require("ctranslate2", "ct2").Translator(
+            str(Path(folder) / "model"), compute_type="float32", inter_threads=1, intra_threads=threads
+        )
+
+    def decode(token_ids: list[list[int]], num_beams: int) -> None:
+        translator.translate_batch(
+            [tokenizer.convert_ids_to_tokens(ids) for ids in token_ids],
+            beam_size=num_beams,
+            length_penalty=LENGTH_PENALTY,
+            min_decoding_length=new_tokens,
+            max_decoding_length=new_tokens,
+        )
+
+    return decode
+
+
+def contenders(preset: str, tokenizer: PreTrainedTokenizerBase, arguments: BenchmarkArguments) -> dict[str, Decode]:
+    """Those who take part, by name."""
+    torch.manual_seed(0)
+    config = VanillaTransformerConfig.preset(preset, vocab_size=len(tokenizer))
+    ours = VanillaTransformerForConditionalGeneration(config).eval()
+    marian = to_marian(ours)
+    pad, new_tokens = tokenizer.pad_token_id, arguments.new_tokens
+    return {
+        "ours, the paper's search": through_generate(ours, pad, new_tokens, custom_generate=gnmt_beam_search),
+        "ours, generate()": through_generate(ours, pad, new_tokens),
+        "MarianMT, generate()": through_generate(marian, pad, new_tokens),
+        "CTranslate2, float32": through_ctranslate2(ours, tokenizer, new_tokens, arguments.threads),
+    }
+
+
+def compare(
+    decoders: dict[str, Decode], batches: list[list[list[int]]], num_beams: int, arguments: BenchmarkArguments
+) -> None:
+    """Each contender's turn through all batches, in each round; the first round, not counted, warms up."""
+    seconds: dict[str, list[float]] = {name: [] for name in decoders}
+    for _ in tqdm(range(arguments.rounds + 1), unit=" rounds", leave=False, disable=None):
+        for name, decode in decoders.items():
+            start = time.perf_counter()
+            for batch in batches:
+                decode(batch, num_beams)
+            seconds[name].append(time.perf_counter() - start)
+    sentences = sum(map(len, batches))
+    print("| | sentences/s | ms per step | times MarianMT (each round) | times CTranslate2 (each round) |")
+    print("|---|---|---|---|---|")
+    for name, (_, *turns) in seconds.items():
+        median = statistics.median(turns)
+        ratios = " | ".join(
+            in_turn(turns, seconds[peer][1:]) for peer in ("MarianMT, generate()", "CTranslate2, float32")
+        )
+        per_step = median / len(batches) / arguments.new_tokens
+        print(f"| {name} | {sentences / median:,.1f} | {1000 * per_step:.2f} | {ratios} |", flush=True)
+
+
+def in_turn(own: list[float], others: list[float]) -> str:
+    """How many times as fast, the median and each round."""
+    ratios = [other / mine for mine, other in zip(own, others, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
+
+
+def compare_searches(arguments: BenchmarkArguments) -> None:
+    """Each search of translate() in turn, in each round, over the whole test set."""
+    model, tokenizer = load(arguments.model_name_or_path, device="cpu")
+    pairs = load_pairs(arguments.test_file, arguments.source_lang, arguments.target_lang)
+    searches = {
+        "greedy": {"num_beams": 1},
+        "generate()'s beams of 4": {"num_beams": 4, "search": None},
+        "the paper's beams of 4": {"num_beams": 4},
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in searches}
+    texts: dict[str, list[str]] = {}
+    for _ in tqdm(range(arguments.rounds), unit=" rounds", disable=None):
+        for name, settings in searches.items():
+            start = time.perf_counter()
+            translations = translate(model, tokenizer, pairs["source"], length_penalty=LENGTH_PENALTY, **settings)
+            texts[name] = [translation.text for (translation,) in translations]
+            seconds[name].append(time.perf_counter() - start)
+    references = list(pairs["target"])
+    print(f"{arguments.test_file}: {len(pairs):,} sentences, length penalty {LENGTH_PENALTY}")
+    print(f"| search | BLEU | brevity penalty | tokens per translation | sentences/s ({arguments.rounds} rounds) |")
+    print("|---|---|---|---|---|")
+    for name, found in texts.items():
+        scores = score(found, references)
+        tokens = statistics.mean(map(len, tokenizer(found)["input_ids"]))
+        speeds = [len(pairs) / turn for turn in seconds[name]]
+        turns = ", ".join(f"{speed:.1f}" for speed in speeds)
+        figures = f"{scores['bleu']:.2f} | {scores['brevity_penalty']:.3f} | {tokens:.2f}"
+        print(f"| {name} | {figures} | {statistics.median(speeds):.1f} ({turns}) |")
+    print(scores["bleu_signature"])
+
+
+def load_data(arguments: BenchmarkArguments) -> tuple[PreTrainedTokenizerBase, list[list[int]]]:
+    """A tokenizer trained on the pairs, and the ids of the sources that are needed, in order of their lengths."""
+    languages = arguments.source_lang, arguments.target_lang
+    if arguments.train_file:
+        pairs = load_pairs(arguments.train_file, *languages)
+    else:
+        pairs = number_pairs(*languages, "train", 5_000)
+    tokenizer = train_tokenizer(iterate_sentences(pairs), arguments.vocab_size)
+    count = max(size * number_of_batches(size, arguments) for size in arguments.batch_sizes)
+    return tokenizer, sorted(tokenizer(list(pairs["source"][:count]))["input_ids"], key=len)
+
+
+def number_of_batches(size: int, arguments: BenchmarkArguments) -> int:
+    return arguments.batches * (10 if size == 1 else 1)
+
+
+def batches_of(sources: list[list[int]], size: int, arguments: BenchmarkArguments) -> list[list[list[int]]]:
+    """Batches of like length, from all lengths."""
+    count = number_of_batches(size, arguments)
+    starts = [round(index * (len(sources) - size) / max(1, count - 1)) for index in range(count)]
+    return [sources[start : start + size] for start in starts]
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(BenchmarkArguments, description=__doc__.split("\n")[0])
+    (arguments,) = parse(parser, argv)
+    if (arguments.model_name_or_path is None) != (arguments.test_file is None):
+        raise UserError("--model_name_or_path and --test_file go together; one of them is missing")
+    disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    torch.set_num_threads(arguments.threads)
+    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    if arguments.model_name_or_path:
+        print(f"{versions}, {arguments.threads} threads")
+        compare_searches(arguments)
+        return
+    print(
+        f"{versions}, CTranslate2 {require('ctranslate2', 'ct2').__version__}, {arguments.threads} threads, "
+        f"{arguments.new_tokens} tokens written for each sentence"
+    )
+    tokenizer, sources = load_data(arguments)
+    for preset in arguments.presets:
+        decoders = contenders(preset, tokenizer, arguments)
+        for num_beams in arguments.num_beams:
+            for size in arguments.batch_sizes:
+                print(f"\n{preset}, {len(tokenizer):,} types, {num_beams} beams, batches of {size}")
+                compare(decoders, batches_of(sources, size, arguments), num_beams, arguments)
+
+
+if __name__ == "__main__":
+    with exit_on_user_error():
+        main()

@@ -1,0 +1,1 @@
+"""The commands of `vanilla-transformer`: arguments in, one call, words out."""

@@ -1,0 +1,48 @@
+"""Write a trained model for another engine: transformers' own MarianMT, CTranslate2 or ONNX.
+
+vanilla-transformer export --model_name_or_path runs/en-de-averaged --to ctranslate2 --output_dir runs/en-de-ct2
+"""
+
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from pathlib import Path
+
+from transformers.utils.logging import disable_progress_bar
+
+from ..convert.ctranslate2 import to_ctranslate2
+from ..convert.marian import to_marian
+from ..convert.onnx import to_onnx
+from ..data.files import in_use
+from ..errors import UserError
+from ..inference.loading import load
+
+HOW_TO_LOAD = {
+    "marian": 'AutoModelForSeq2SeqLM.from_pretrained("{}"), with transformers alone',
+    "ctranslate2": 'ctranslate2.Translator("{}")',
+    "onnx": 'transformers.exporters.ExportedModel.from_pretrained("{}"), after import vanilla_transformer',
+}
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = ArgumentParser(
+        prog="vanilla-transformer export", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model_name_or_path", required=True, help="folder of a trained model, or its id on the Hub")
+    parser.add_argument("--to", required=True, choices=HOW_TO_LOAD, help="the engine")
+    parser.add_argument("--output_dir", required=True, help="new folder for the exported model and its tokenizer")
+    parser.add_argument("--quantization", help="ctranslate2's type of the weights, such as int8; by default float32")
+    arguments = parser.parse_args(argv)
+    disable_progress_bar()
+    folder = arguments.output_dir
+    if arguments.quantization and arguments.to != "ctranslate2":
+        raise UserError(f"--quantization goes with --to ctranslate2, not with --to {arguments.to}; leave it out")
+    if in_use(Path(folder)):
+        raise UserError(f"{folder} already exists and is not empty; give another --output_dir")
+    model, tokenizer = load(arguments.model_name_or_path, device="cpu")
+    if arguments.to == "marian":
+        to_marian(model).save_pretrained(folder)
+    elif arguments.to == "ctranslate2":
+        to_ctranslate2(model, tokenizer, folder, arguments.quantization)
+    else:
+        to_onnx(model, folder)
+    tokenizer.save_pretrained(folder)
+    print(f"The model is in {folder}; it loads with {HOW_TO_LOAD[arguments.to].format(folder)}")

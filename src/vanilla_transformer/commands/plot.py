@@ -1,0 +1,53 @@
+"""Draw what attends to what in a trained model, for a sentence and its translation, or the model's positions.
+
+    vanilla-transformer plot --model_name_or_path runs/en-de --output_file cross.png "Two dogs run."
+    vanilla-transformer plot --model_name_or_path runs/en-de --output_file encoder.pdf --kind encoder "A dog."
+    vanilla-transformer plot --model_name_or_path runs/en-de --output_file positions.png --positions 100
+
+Without --target the translation is the model's own.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
+
+from ..errors import UserError
+from ..inference.text_io import decoded
+from ..plots.attention import attention_maps, plot_attention, plot_positions, save_figure
+from .arguments import LoadingArguments, parse
+
+
+@dataclass
+class PlotArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder of a trained model, or its id on the Hub."})
+    output_file: str = field(metadata={"help": "Where to draw, a new file: .png, .pdf or .svg."})
+    target: str | None = field(
+        default=None, metadata={"help": "The sentence's translation; by default the model's own."}
+    )
+    kind: Literal["encoder", "decoder", "cross"] = field(
+        default="cross", metadata={"help": "Self-attention of the encoder or decoder, or the decoder's to the source."}
+    )
+    positions: int | None = field(
+        default=None, metadata={"help": "Draw so many sinusoidal positions of the model's width; no sentence needed."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(
+        [PlotArguments, LoadingArguments], prog="vanilla-transformer plot", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("sentence", nargs="?", help="The sentence that the encoder reads.")
+    arguments, loading, positional = parse(parser, argv)
+    texts = decoded([text for text in (positional.sentence, arguments.target) if text is not None])
+    if bool(texts) == (arguments.positions is not None) or (texts and positional.sentence is None):
+        raise UserError("give either a sentence, and perhaps its --target, or --positions")
+    disable_progress_bar()
+    model, tokenizer = loading.load(arguments.model_name_or_path)
+    if texts:
+        figure = plot_attention(attention_maps(model, tokenizer, *texts), arguments.kind)
+    else:
+        figure = plot_positions(model, arguments.positions)
+    save_figure(figure, arguments.output_file)
+    print(f"The picture is in {arguments.output_file}")

@@ -1,0 +1,105 @@
+"""Push a trained model to the Hub, with code, tokenizer and model card, and check that it loads there bit by bit.
+
+vanilla-transformer push --model_name_or_path runs/en-de-averaged --repo_id me/en-de --license apache-2.0
+
+With --output_dir all of it is written into a new folder and checked there, and nothing is pushed. Scores for the card
+come from vanilla-transformer evaluate --json.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from huggingface_hub import constants
+from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
+
+from ..errors import UserError
+from ..hub.card import make_card, read_scores
+from ..hub.push import full_id, push_to_hub, save_for_hub
+from ..hub.verify import verify
+from ..inference.loading import load
+from ..training.record import read_record
+from .arguments import parse
+
+
+@dataclass
+class PushArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder of a trained model, its run or an average."})
+    repo_id: str | None = field(
+        default=None, metadata={"help": "The repository, owner/name or name; made if there is none."}
+    )
+    output_dir: str | None = field(
+        default=None, metadata={"help": "Write into this new folder and push nothing; --repo_id is for the card then."}
+    )
+    private: bool = field(default=False, metadata={"help": "Make a new repository a private one."})
+    token: str | None = field(
+        default=None, metadata={"help": "Token that may write; by default that of `hf auth login`."}
+    )
+    commit_message: str = field(default="Upload the model", metadata={"help": "Title of the commit."})
+    existing_card: Literal["keep", "replace"] | None = field(
+        default=None, metadata={"help": "What to do with a README.md that the repository has already."}
+    )
+    scores: list[str] = field(
+        default_factory=list, metadata={"help": "Files with the output of evaluate --json, for the card."}
+    )
+
+
+@dataclass
+class CardArguments:
+    """What a model card can't find out by itself."""
+
+    title: str | None = field(default=None, metadata={"help": "Heading of the card; by default the languages."})
+    about: str | None = field(default=None, metadata={"help": "For the card: on the data and the purpose."})
+    limits: str | None = field(default=None, metadata={"help": "For the card: what else the model is not good for."})
+    example: str | None = field(
+        default=None, metadata={"help": "Source sentence that the card and the check translate."}
+    )
+    license: str | None = field(
+        default=None, metadata={"help": "License of the weights as the Hub names it, such as apache-2.0."}
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(
+        (PushArguments, CardArguments), prog="vanilla-transformer push", description=__doc__.split("\n")[0]
+    )
+    arguments, card_arguments = parse(parser, argv)
+    disable_progress_bar()
+    if not (arguments.repo_id or arguments.output_dir):
+        raise UserError("give a --repo_id to push to, or an --output_dir to write into")
+
+    if arguments.output_dir:
+        model_id = arguments.repo_id or Path(arguments.output_dir).name
+    else:
+        model_id = full_id(arguments.repo_id, arguments.token)
+
+    model, tokenizer = load(arguments.model_name_or_path, token=arguments.token, device="cpu")
+    card = make_card(
+        model,
+        tokenizer,
+        model_id,
+        record=read_record(arguments.model_name_or_path),
+        scores=[read_scores(path, model) for path in arguments.scores],
+        **asdict(card_arguments),
+    )
+    if card_arguments.license is None:
+        print("The card names no license; --license gives one.")
+    if arguments.output_dir:
+        place = Path(arguments.output_dir)
+        save_for_hub(model, tokenizer, place, card)
+        print(f"The model is in {place}")
+    else:
+        place = push_to_hub(
+            model,
+            tokenizer,
+            model_id,
+            card,
+            existing_card=arguments.existing_card,
+            private=arguments.private,
+            token=arguments.token,
+            commit_message=arguments.commit_message,
+        )
+        print(f"The model is at {constants.ENDPOINT}/{place}")
+    for line in verify(place, model, tokenizer, token=arguments.token, sentence=card_arguments.example):
+        print(line)

@@ -1,0 +1,130 @@
+"""Translate sentences with a trained model: one line out per line in, in order.
+
+    vanilla-transformer translate --model_name_or_path runs/numbers "forty-two" "one thousand and one"
+    vanilla-transformer translate --model_name_or_path runs/numbers --input_file source.en --output_file target.fr
+    cat source.en | vanilla-transformer translate --model_name_or_path runs/numbers --num_beams 4 > target.fr
+
+With --num_return_sequences n there are n lines out per line in, best first, or with --json one line of JSON.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from itertools import chain, islice, tee
+from pathlib import Path
+
+from tqdm import tqdm
+from transformers import HfArgumentParser
+from transformers.utils.logging import disable_progress_bar
+
+from ..data.files import open_output
+from ..data.reading import iterate_lines
+from ..errors import UserError
+from ..inference.text_io import as_they_arrive, decoded, one_line, reopen_output
+from ..inference.translate import Translation, translate_windows, windows_of
+from .arguments import DecodingArguments, parse
+
+
+@dataclass
+class TranslateArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder of a trained model, or its id on the Hub."})
+    input_file: str | None = field(
+        default=None, metadata={"help": "One sentence per line, plain or .gz; by default standard input."}
+    )
+    output_file: str | None = field(
+        default=None, metadata={"help": "Where to write, a new file; by default standard output."}
+    )
+    num_return_sequences: int = field(
+        default=1, metadata={"help": "Translations per sentence, best first; at most num_beams."}
+    )
+    json: bool = field(
+        default=False, metadata={"help": "Write a JSON object per sentence: source, and translations with scores."}
+    )
+    resume: bool = field(
+        default=False, metadata={"help": "Go on where an --output_file ends that an earlier run did not finish."}
+    )
+
+
+def stdin_lines() -> Iterator[str]:
+    """The lines of standard input, as they come."""
+    for number, line in enumerate(sys.stdin.buffer, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
+        except UnicodeDecodeError as error:
+            raise UserError(f"standard input, line {number}, is not valid UTF-8; convert it, as with iconv") from error
+
+
+def lines_of(sentence: str, translations: list[Translation], as_json: bool) -> list[str]:
+    """What to write for a sentence: a line for each translation, or one of JSON for all."""
+    if as_json:
+        found = [translation._asdict() for translation in translations]
+        return [json.dumps({"source": sentence, "translations": found}, ensure_ascii=False)]
+    return [one_line(translation.text) for translation in translations]
+
+
+def run(arguments: TranslateArguments, decoding: DecodingArguments, given: list[str]) -> None:
+    """Translate the sentences given on the command line, else those of the input file, else standard input."""
+    if given and arguments.input_file:
+        raise UserError("there are sentences on the command line and an --input_file as well; give one of the two")
+    if arguments.resume and not (arguments.input_file and arguments.output_file):
+        raise UserError("--resume goes on with an --output_file from its --input_file; give both")
+    total = len(given)
+    if given:
+        windows = windows_of(decoded(given))
+    elif arguments.input_file:
+        # This finds a line that is not UTF-8 as well. A pipe can be read only once.
+        total = sum(1 for _ in iterate_lines(arguments.input_file)) if Path(arguments.input_file).is_file() else 0
+    else:
+        windows = as_they_arrive(stdin_lines())  # reads while the model loads
+
+    model, tokenizer = decoding.load(arguments.model_name_or_path)
+    if not given and not arguments.input_file and sys.stdin.isatty():
+        print("Type one sentence per line; Ctrl-D ends.", file=sys.stderr)
+    with ExitStack() as stack:
+        done, output = 0, sys.stdout
+        if arguments.resume and Path(arguments.output_file).exists():
+            lines_per_sentence = 1 if arguments.json else arguments.num_return_sequences
+            output, done = reopen_output(arguments.output_file, lines_per_sentence, total)
+        elif arguments.output_file:
+            output = open_output(arguments.output_file)
+        if arguments.output_file:
+            stack.enter_context(output)
+        if arguments.input_file:
+            windows = windows_of(islice(iterate_lines(arguments.input_file), done, None))
+        hidden = None if arguments.output_file else True  # None: shown on a terminal only
+        bar = tqdm(total=total or None, initial=done, unit=" sentences", disable=hidden)
+        windows, same_windows = tee(windows)
+        translations = translate_windows(
+            model,
+            tokenizer,
+            windows,
+            num_return_sequences=arguments.num_return_sequences,
+            first_sentence=done + 1,
+            bar=bar,
+            **decoding.settings(),
+        )
+        for sentence, alternatives in zip(chain.from_iterable(same_windows), translations, strict=True):
+            for line in lines_of(sentence, alternatives, arguments.json):
+                print(line, file=output, flush=True)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = HfArgumentParser(
+        [TranslateArguments, DecodingArguments],
+        prog="vanilla-transformer translate",
+        description=__doc__.split("\n")[0],
+    )
+    parser.add_argument("sentences", nargs="*", help="Sentences to translate.")
+    arguments, decoding, positional = parse(parser, argv)
+    disable_progress_bar()
+    sys.stdout.reconfigure(encoding="utf-8")
+    try:
+        run(arguments, decoding, positional.sentences)
+    except BrokenPipeError:  # the reader has enough (| head)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)

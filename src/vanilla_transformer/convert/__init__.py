@@ -1,0 +1,1 @@
+"""The model for other engines, and weights of other toolkits."""

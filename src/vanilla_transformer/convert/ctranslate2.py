@@ -1,0 +1,52 @@
+"""Export to CTranslate2, a fast engine in C++."""
+
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from ..data.files import check_not_in_use
+from ..errors import UserError, require
+from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
+from .weight_layout import check_is, float32_copy
+
+
+def to_ctranslate2(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    quantization: str | None = None,
+) -> None:
+    """Write the model for CTranslate2, a fast engine in C++: `ctranslate2.Translator(folder)`.
+
+    It takes and gives tokens, with `</s>` at the source's end as the tokenizer puts it there:
+    `tokenizer.convert_ids_to_tokens(tokenizer(sentence)["input_ids"])`. It has 1,024 positions and cuts longer
+    sources.
+
+    Nothing of the generation config goes with the model: CTranslate2's own defaults are beams of 2, a length penalty of
+    1 and 256 tokens at most. It divides a log-probability by length^length_penalty, as transformers does and the paper
+    does not, and stops after `beam_size * patience` hypotheses. With `patience=2` and `min_decoding_length=0` it writes
+    what `generate()` writes, but for rare sentences where one of the two stops too early.
+
+    Args:
+        model: A `VanillaTransformerForConditionalGeneration`.
+        tokenizer: Its tokenizer, which gives the tokens their names.
+        folder: Where to write, new or empty.
+        quantization: "int8" or another of CTranslate2's types; by default float32.
+
+    Raises:
+        UserError: CTranslate2 is not installed or can't represent the model, or the folder is in use.
+    """
+    check_is(model, VanillaTransformerForConditionalGeneration)
+    check_not_in_use(folder, "export")
+    types = require("ctranslate2", extra="ct2").specs.model_spec.ACCEPTED_MODEL_TYPES
+    if quantization is not None and quantization not in types:
+        raise UserError(f"quantization is {quantization!r}; CTranslate2 has {', '.join(types)}")
+    from .ctranslate2_loader import VanillaTransformerLoader  # needs the extra [ct2]
+
+    with torch.no_grad():
+        spec = VanillaTransformerLoader()(float32_copy(model), tokenizer)  # a copy: quantization works in place
+    spec.validate()
+    spec.optimize(quantization)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    spec.save(str(folder))

@@ -1,0 +1,350 @@
+"""Weights that were trained with fairseq, as a model folder; those of OpenNMT-py are refused with the reason.
+
+Neither package is needed, and no code that a checkpoint names is run: torch reads it with `weights_only`.
+"""
+
+import pickletools
+import re
+import zipfile
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from transformers import PreTrainedModel
+
+from ..configuration_vanilla_transformer import VanillaTransformerConfig
+from ..data.files import check_not_in_use
+from ..data.reading import read_lines
+from ..data.tokenization import EOS_TOKEN, SPECIAL_TOKENS, PreTrainedTokenizerFast, dictionary_tokenizer
+from ..errors import UserError, first_line
+from ..generation_vanilla_transformer import paper_generation_config
+from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
+from .weight_layout import in_turn
+
+# fairseq's name of an activation, and transformers'.
+ACTIVATIONS = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_accurate": "gelu_pytorch_tanh",
+    "gelu_fast": "gelu_pytorch_tanh",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+
+
+# Options of fairseq that make another model than the paper's.
+PRE_NORM = "it normalizes before each sub-layer (pre-norm), the paper's model after each"
+
+
+LEARNED = "its positions are learned, the paper's are sinusoids"
+
+
+REFUSED_OPTIONS = {
+    "encoder_normalize_before": PRE_NORM,
+    "decoder_normalize_before": PRE_NORM,
+    "encoder_learned_pos": LEARNED,
+    "decoder_learned_pos": LEARNED,
+    "no_token_positional_embeddings": "it has no positions",
+    "layernorm_embedding": "it normalizes the embeddings",
+    "adaptive_input": "its embeddings are adaptive",
+    "adaptive_softmax_cutoff": "its output layer is an adaptive softmax",
+    "no_cross_attention": "its decoder has no attention over the encoder's output",
+    "cross_self_attention": "its decoder attends to source and target together",
+}
+
+
+# What a state dict of fairseq holds beside the parameters: buffers, and in 0.12 copies that are made anew in loading.
+NOT_PARAMETERS = re.compile(
+    r"(encoder|decoder)\.(version|embed_positions\.(weights|_float_tensor))"
+    r"|encoder\.layers\.\d+\.(in_proj|out_proj|fc1|fc2)_(weight|bias)"
+)
+
+
+# fairseq 0.6 had layer_norms.0 and so on.
+NUMBERED_NORMS = {
+    ("encoder", "0"): "self_attn_layer_norm",
+    ("encoder", "1"): "final_layer_norm",
+    ("decoder", "0"): "self_attn_layer_norm",
+    ("decoder", "1"): "encoder_attn_layer_norm",
+    ("decoder", "2"): "final_layer_norm",
+}
+
+
+def convert_checkpoint(
+    checkpoint: str | Path, dictionaries: Sequence[str | Path], output_dir: str | Path
+) -> PreTrainedModel:
+    """Write a model that fairseq trained (`transformer`, post-norm) as an ordinary model folder, tokenizer and all.
+
+    The logits are the same. fairseq's positions differ from the paper's: sines come before cosines, which is made up
+    for by the order of the weights, and their offset and denominators are the config's `position_convention`.
+    The tokenizer takes text as fairseq's own commands do, see `dictionary_tokenizer`.
+
+    Args:
+        checkpoint: A .pt file of fairseq.
+        dictionaries: fairseq's dict.<lang>.txt, a type and its count in each line. One is enough where source and
+            target share an embedding; otherwise both, which must be the same.
+        output_dir: A folder that is new or empty.
+
+    Returns:
+        The model, in float32.
+
+    Raises:
+        UserError: A checkpoint that can't be read, that is another model than the paper's, or that does not go with
+            the dictionary; or a folder that is not empty.
+    """
+    output_dir = Path(output_dir)
+    check_not_in_use(output_dir, "model")
+    contents = read_checkpoint(checkpoint)
+    _refuse_opennmt(checkpoint, contents)
+    options = _options_of(checkpoint, contents)
+    model = _model_of(checkpoint, _weights_of(checkpoint, contents, options), options)
+    tokenizer = _tokenizer_of(checkpoint, model.config, dictionaries)
+    model.generation_config = paper_generation_config(model)
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    return model
+
+
+class Unread:
+    """What stands for a class or function that a checkpoint names: it keeps what it is given and runs nothing."""
+
+    def __new__(cls, *arguments: Any) -> "Unread":
+        unread = super().__new__(cls)
+        unread.state = arguments
+        return unread
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """What is in a torch file, with an `Unread` in the place of all that is not a tensor or plain data.
+
+    Raises:
+        UserError: There is no such file, it is not a torch file of a dictionary, or it can't be read without running
+            its code.
+    """
+    try:
+        named = [(Namespace if name == "argparse.Namespace" else Unread, name) for name in _globals_of(path)]
+        with torch.serialization.safe_globals(named):
+            contents = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise UserError(f"can't open the checkpoint {path}: {error.strerror}; check the path") from error
+    except Exception as error:  # which one is up to the file
+        raise UserError(
+            f"can't read the checkpoint {path}: it is not a file that torch.save wrote, is cut off, or holds more than "
+            "tensors and settings; give a whole one, or one with its entries 'model' and 'args' or 'cfg' alone"
+        ) from error
+    if not isinstance(contents, dict):
+        raise UserError(f"the checkpoint {path} holds a {type(contents).__name__}; it must be a dictionary")
+    return contents
+
+
+def _globals_of(path: str | Path) -> set[str]:
+    """The classes and functions that a torch file names, as "module.name"; nothing is run to find them."""
+
+    def names(pickled: bytes | BinaryIO) -> set[str]:
+        found = set()
+        for operation, argument, _ in pickletools.genops(pickled):
+            if operation.name == "GLOBAL":
+                written = tuple(argument.split(" "))  # with Python 2's names, some of which torch takes for Python 3's
+                module, name = written
+                meant = NAME_MAPPING.get(written, (IMPORT_MAPPING.get(module, module), name))
+                found |= {".".join(written), ".".join(meant)}
+        return found
+
+    with open(path, "rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                return set().union(*(names(archive.read(n)) for n in archive.namelist() if n.endswith("/data.pkl")))
+        file.seek(0)
+        # Before torch 1.6: four pickles in a row (a magic number, the version, the machine, the object), then storages.
+        return set().union(*(names(file) for _ in range(4)))
+
+
+def _plain(value: Any) -> Any:
+    """Settings as plain dictionaries: argparse's, or omegaconf's as it pickles them."""
+    if isinstance(value, Unread):
+        state = value.state if isinstance(value.state, dict) else {}
+        value = state.get("_content", state.get("_val"))
+    if isinstance(value, Namespace):
+        value = vars(value)
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def _refuse_opennmt(path: str | Path, contents: dict[str, Any]) -> None:
+    """Refuse a checkpoint of OpenNMT-py, none of whose models is the paper's.
+
+    In 2017 the norms followed the sub-layers, but divided by the standard deviation plus 0.001; since then they come
+    before.
+
+    Raises:
+        UserError: It is one.
+    """
+    options, names = _plain(contents.get("opt")), contents.get("model")
+    if not isinstance(options, dict) or not isinstance(names, dict) or "generator" not in contents:
+        return
+    if "encoder.layer_norm.weight" in names or "encoder.layer_norm.a_2" in names:
+        reason = (
+            "normalizes before each sub-layer and once more after the last (encoder.layer_norm), where the paper's "
+            "normalizes after each, and its output layer (generator) has a bias"
+        )
+    elif any(name.endswith("self_attn.layer_norm.a_2") for name in names):
+        reason = (
+            "is that of 2017, whose norms (a_2, b_2) divide by the standard deviation plus 0.001 and not by the root "
+            "of the variance plus 0.00001"
+        )
+    else:
+        reason = f"has the encoder_type {options.get('encoder_type')!r}"
+    raise UserError(f"{path} is a checkpoint of OpenNMT-py, and its model {reason}; it has no exact conversion")
+
+
+def _options_of(path: str | Path, contents: dict[str, Any]) -> dict[str, Any]:
+    """The options of the model: `args` until fairseq 0.10, the part `model` of `cfg` since."""
+    options = _plain(contents.get("args")) or (_plain(contents.get("cfg")) or {}).get("model")
+    heads = {"encoder_attention_heads", "decoder_attention_heads"}
+    if not isinstance(options, dict) or not heads <= options.keys() or not isinstance(contents.get("model"), dict):
+        raise UserError(
+            f"{path} is not a checkpoint of fairseq's transformer, which has its weights under 'model' and "
+            "encoder_attention_heads and decoder_attention_heads among its options, under 'args' or 'cfg'"
+        )
+    for field, reason in REFUSED_OPTIONS.items():
+        if options.get(field):
+            raise UserError(f"{path} has {field}={options[field]!r}: {reason}; it has no exact conversion")
+    if options.get("activation_fn", "relu") not in ACTIVATIONS:
+        raise UserError(
+            f"{path} has activation_fn={options['activation_fn']!r}; those that can be converted are "
+            f"{', '.join(ACTIVATIONS)}"
+        )
+    return options
+
+
+def _weights_of(path: str | Path, contents: dict[str, Any], options: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The parameters by fairseq's present names."""
+    weights: dict[str, torch.Tensor] = {}
+    for name, weight in contents["model"].items():
+        if NOT_PARAMETERS.fullmatch(name):
+            continue
+        if not isinstance(weight, torch.Tensor):
+            raise UserError(f"in {path} the weight {name} is no tensor")
+        if packed := re.fullmatch(r"(.*_attn)\.in_proj_(weight|bias)", name):
+            weights |= {
+                f"{packed[1]}.{x}_proj.{packed[2]}": part for x, part in zip("qkv", weight.chunk(3), strict=False)
+            }
+            continue
+        if numbered := re.fullmatch(r"((encoder|decoder)\.layers\.\d+)\.layer_norms\.(\d)\.(weight|bias)", name):
+            norm = NUMBERED_NORMS.get((numbered[2], numbered[3]), numbered[3])
+            name = f"{numbered[1]}.{norm}.{numbered[4]}"
+        weights["decoder.output_projection.weight" if name == "decoder.embed_out" else name] = weight
+    if options.get("share_decoder_input_output_embed") or options.get("share_all_embeddings"):
+        weights.setdefault("decoder.output_projection.weight", weights.get("decoder.embed_tokens.weight"))
+    for name in ("encoder.embed_tokens", "decoder.embed_tokens", "decoder.output_projection"):
+        if weights.get(f"{name}.weight") is None:
+            raise UserError(f"{path} has no {name}.weight, so it is not a whole checkpoint of fairseq's transformer")
+    return weights
+
+
+def _model_of(
+    path: str | Path, weights: dict[str, torch.Tensor], options: dict[str, Any]
+) -> VanillaTransformerForConditionalGeneration:
+    """The model with these weights."""
+    source, target = weights["encoder.embed_tokens.weight"], weights["decoder.embed_tokens.weight"]
+    if len(source) != len(target):
+        raise UserError(
+            f"{path} has {len(source):,} source types and {len(target):,} target types; only a joint dictionary can "
+            "be converted"
+        )
+    tied = torch.equal(source, target) and torch.equal(target, weights["decoder.output_projection.weight"])
+    try:
+        config = VanillaTransformerConfig(
+            vocab_size=source.shape[0],
+            d_model=source.shape[1],
+            **_stack_sizes("encoder", weights, options),
+            **_stack_sizes("decoder", weights, options),
+            dropout=options.get("dropout", 0),
+            attention_dropout=options.get("attention_dropout", 0),
+            activation_dropout=options.get("activation_dropout") or options.get("relu_dropout") or 0,
+            activation_function=ACTIVATIONS[options.get("activation_fn", "relu")],
+            scale_embedding=not options.get("no_scale_embedding", False),
+            position_convention="fairseq",
+            tie_word_embeddings=tied,
+            decoder_start_token_id=SPECIAL_TOKENS.index(EOS_TOKEN),
+        )
+    except ValueError as error:
+        raise UserError(f"{path} has a shape that no model can have: {first_line(error)}") from error
+    model = VanillaTransformerForConditionalGeneration(config).eval()
+    names = {_our_name(name): name for name in weights}
+    expected = model.state_dict()
+    expected.pop("model.shared.weight", None)  # as encoder.embed_tokens
+    for name in sorted(names.keys() | expected.keys()):
+        if name not in expected:
+            raise UserError(f"{path} has the weight {names[name]}, for which the paper's model has no place")
+        if name not in names:
+            raise UserError(f"{path} lacks the weight {name.removeprefix('model.')}; give a whole checkpoint")
+        shape = tuple(weights[names[name]].shape)
+        if shape != tuple(expected[name].shape):
+            raise UserError(
+                f"{path} has the weight {names[name]} in the shape {shape}; with its other weights it must be "
+                f"{tuple(expected[name].shape)}"
+            )
+    ordered = in_turn({name: weights[names[name]] for name in expected}, config.d_model)
+    with torch.no_grad():
+        for name, weight in expected.items():
+            weight.copy_(ordered[name])
+    return model
+
+
+def _stack_sizes(stack: str, weights: dict[str, torch.Tensor], options: dict[str, Any]) -> dict[str, int]:
+    """The encoder's or the decoder's fields of the config."""
+    layers = {match[1] for name in weights if (match := re.match(rf"{stack}\.layers\.(\d+)\.", name))}
+    return {
+        f"{stack}_layers": len(layers),
+        f"{stack}_attention_heads": options[f"{stack}_attention_heads"],
+        f"{stack}_ffn_dim": len(weights.get(f"{stack}.layers.0.fc1.weight", ())),
+    }
+
+
+def _our_name(name: str) -> str:
+    return "lm_head.weight" if name == "decoder.output_projection.weight" else f"model.{name}"
+
+
+def _tokenizer_of(
+    path: str | Path, config: VanillaTransformerConfig, dictionaries: Sequence[str | Path]
+) -> PreTrainedTokenizerFast:
+    """The tokenizer with the dictionary's ids."""
+    if not config.tie_word_embeddings and len(dictionaries) < 2:
+        raise UserError(
+            f"{path} has an embedding for the source and another for the target; give both dictionaries, which must "
+            "be the same"
+        )
+    types, *others = [read_dictionary(dictionary) for dictionary in dictionaries]
+    if any(other != types for other in others):
+        raise UserError(
+            f"the dictionaries {' and '.join(map(str, dictionaries))} differ; only a joint dictionary can be converted"
+        )
+    if len(types) != config.vocab_size:
+        raise UserError(
+            f"{dictionaries[0]} has {len(types):,} types, {len(SPECIAL_TOKENS)} special tokens included, but {path} "
+            f"has {config.vocab_size:,}; give the dictionary that it was trained with"
+        )
+    return dictionary_tokenizer(types)
+
+
+def read_dictionary(path: str | Path) -> list[str]:
+    """The types of a fairseq dictionary in the order of their ids, the four special tokens before those of the file.
+
+    Raises:
+        UserError: The file can't be read, a line is not a type and its count, or a type comes twice.
+    """
+    types = dict.fromkeys(SPECIAL_TOKENS)
+    for number, line in enumerate(read_lines(path), start=1):
+        entry = re.fullmatch(r"(.*) \d+( #fairseq:overwrite)?", line.rstrip())
+        if not entry:
+            raise UserError(f"{path}, line {number} is {line!r}; it must be a type and its count")
+        if entry[1] in types:
+            raise UserError(f"{path}, line {number}: the type {entry[1]!r} is there already, so it would have two ids")
+        types[entry[1]] = None
+    return list(types)

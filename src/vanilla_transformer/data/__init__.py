@@ -1,0 +1,1 @@
+"""Text and files: from sentence pairs to batches."""

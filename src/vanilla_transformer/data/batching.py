@@ -1,0 +1,156 @@
+"""Batches by token budget (section 5.1): sentence pairs of similar length together, padding counted."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
+
+from ..errors import UserError
+from ..modeling_vanilla_transformer import shift_right
+
+# Pairs are ordered by target length in steps of this many tokens, and by source length within a step. Measured on
+# Multi30k with 4,096-token batches, 3 wastes least: docs/decisions.md has the table.
+TARGET_LENGTH_STEP = 3
+
+
+class TokenBatchSampler(Sampler[list[int]]):
+    """Batches of at most `max_tokens` source and `max_tokens` target tokens, padding counted.
+
+    Every pair is in exactly one batch of an epoch. Pairs of equal lengths change places and batches change their order
+    from epoch to epoch, by `seed` and epoch alone; so an interrupted epoch can be repeated, and the number of batches
+    is the same in all epochs.
+
+    Args:
+        source_lengths: Tokens of each source, `</s>` counted, int64 of shape [pairs].
+        target_lengths: The same for the targets.
+        max_tokens: The budget of either side.
+        seed: Seed of the shuffling.
+        num_processes: Processes that take the batches in turn. The number of batches is a multiple of it, for which
+            the largest are halved, so that each process has equally many.
+
+    Raises:
+        UserError: A sentence that is longer than the budget, or fewer pairs than processes.
+    """
+
+    def __init__(
+        self,
+        source_lengths: np.ndarray,
+        target_lengths: np.ndarray,
+        max_tokens: int,
+        seed: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        longest = max(source_lengths.max(), target_lengths.max())
+        if longest > max_tokens:
+            raise UserError(
+                f"a sentence has {longest} tokens, but a batch may hold {max_tokens}; raise the token budget or lower "
+                "the length limit"
+            )
+        if len(source_lengths) < num_processes:
+            raise UserError(f"{len(source_lengths)} pairs can't be shared among {num_processes} processes; use fewer")
+        self.source_lengths = source_lengths
+        self.target_lengths = target_lengths
+        self.max_tokens = max_tokens
+        self.seed = seed
+        self.epoch = 0
+        self.ends = self._batch_ends(self._order(np.random.default_rng(seed)))
+        while len(self.ends) % num_processes:
+            sizes = np.diff(self.ends, prepend=0)
+            largest = sizes.argmax()
+            self.ends = np.insert(self.ends, largest, self.ends[largest] - sizes[largest] // 2)
+
+    def _order(self, random: np.random.Generator) -> np.ndarray:
+        """Indices of the pairs by length, equals shuffled: [pairs]."""
+        step = self.target_lengths // TARGET_LENGTH_STEP
+        # Source lengths rise in one step and fall in the next, so that a batch that spans two is of similar length.
+        source = np.where(step % 2 == 0, self.source_lengths, -self.source_lengths)
+        return np.lexsort((random.permutation(len(step)), self.target_lengths, source, step))
+
+    def _batch_ends(self, order: np.ndarray) -> np.ndarray:
+        """Where each batch ends in `order`. Depends on the lengths in order only, which are the same in all epochs."""
+        ends, size, longest = [], 0, 0
+        pair_lengths = np.maximum(self.source_lengths, self.target_lengths)[order]
+        for index, length in enumerate(pair_lengths):
+            longest = max(longest, length)
+            if (size + 1) * longest > self.max_tokens:
+                ends.append(index)
+                size, longest = 0, length
+            size += 1
+        return np.array([*ends, len(order)])
+
+    @property
+    def tokens(self) -> int:
+        """Source and target tokens of all pairs."""
+        return int(self.source_lengths.sum() + self.target_lengths.sum())
+
+    @property
+    def places(self) -> int:
+        """Source and target tokens of all batches, padding counted."""
+        total = 0
+        for lengths in (self.source_lengths, self.target_lengths):
+            batches = np.split(lengths[self._order(np.random.default_rng(self.seed))], self.ends[:-1])
+            total += sum(len(batch) * int(batch.max()) for batch in batches)
+        return total
+
+    @property
+    def padding(self) -> float:
+        """Share of the batches' tokens that is padding, source and target together."""
+        return 1 - self.tokens / self.places
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch that the next iteration is of; the Trainer calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        random = np.random.default_rng((self.seed, self.epoch))
+        batches = np.split(self._order(random), self.ends[:-1])
+        for index in random.permutation(len(batches)):
+            yield batches[index].tolist()
+
+
+def token_lengths(dataset: Dataset, column: str) -> np.ndarray:
+    """Number of tokens of each row, int64 of shape [rows], read from Arrow without making lists of the tokens.
+
+    Args:
+        dataset: A data set whose `column` holds lists of ids.
+        column: "input_ids" or "labels".
+    """
+    tables = dataset.select_columns(column).with_format("arrow").iter(batch_size=10_000)
+    return np.concatenate([pc.list_value_length(table[column]).to_numpy() for table in tables]).astype(np.int64)
+
+
+class TranslationCollator:
+    """Pads examples into a batch that carries the decoder's input.
+
+    The library's own collator gives `decoder_input_ids` only if it holds the model, and without them label smoothing,
+    which takes the labels away from the model, can't run. This one always gives them.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, decoder_start_token_id: int, pad_to_multiple_of: int | None = None
+    ) -> None:
+        self.pad_token_id = tokenizer.pad_token_id
+        self.decoder_start_token_id = decoder_start_token_id
+        self._pad = DataCollatorForSeq2Seq(tokenizer, pad_to_multiple_of=pad_to_multiple_of)
+
+    def __call__(self, features: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch.
+
+        Args:
+            features: Examples with "input_ids" and "labels"; other columns are ignored.
+
+        Returns:
+            int64 tensors: "input_ids" and "attention_mask" of shape [batch, source length], "labels" (padded with -100)
+            and "decoder_input_ids" of shape [batch, target length].
+        """
+        batch = self._pad([{name: feature[name] for name in ("input_ids", "labels")} for feature in features])
+        decoder_input_ids = shift_right(batch["labels"], self.pad_token_id, self.decoder_start_token_id)
+        return {**batch, "decoder_input_ids": decoder_input_ids}

@@ -1,0 +1,152 @@
+"""Filter and tokenize sentence pairs."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset, Features, Value
+from transformers import PreTrainedTokenizerFast
+
+from ..errors import UserError
+from .reading import fingerprint, no_pairs
+
+RATIO_FREE_LENGTH = 10  # tokens; pairs whose longer side is no longer than this may have any ratio of lengths
+
+
+@dataclass(frozen=True)
+class DropReport:
+    """How many pairs were kept, and how many were dropped for which reason.
+
+    Attributes:
+        kept: Pairs that are left.
+        empty: Dropped because source or target is blank.
+        too_long: Dropped because source or target has more tokens than allowed.
+        length_ratio: Dropped because one side has too many times the tokens of the other.
+    """
+
+    kept: int
+    empty: int
+    too_long: int
+    length_ratio: int
+
+    def __str__(self) -> str:
+        total = self.kept + self.empty + self.too_long + self.length_ratio
+        return (
+            f"kept {self.kept:,} of {total:,} pairs; dropped {self.empty:,} with an empty side, {self.too_long:,} over "
+            f"the length limit, {self.length_ratio:,} over the length ratio"
+        )
+
+    def check(self) -> None:
+        """Refuse data of which nothing is left.
+
+        Raises:
+            UserError: No pair was kept.
+        """
+        if self.kept == 0:
+            raise UserError(f"no sentence pair is left: {self}; raise the limits, or check the data")
+
+
+KEPT, _EMPTY, _TOO_LONG, _LENGTH_RATIO = range(4)  # what `encode_batch` says of a pair
+
+
+def encode_pairs(
+    pairs: Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    *,
+    max_source_length: int,
+    max_target_length: int,
+    max_length_ratio: float,
+    num_proc: int | None = None,
+) -> tuple[Dataset, DropReport]:
+    """Tokenize sentence pairs, and drop those that can't be trained on. No sentence is ever cut short.
+
+    A pair is dropped if either side is blank, if either side is too long, or if the longer side has more than
+    `max_length_ratio` times the tokens of the shorter. Lengths are in tokens and include `</s>`. The ratio says nothing
+    about very short sentences ("No." may be three words elsewhere), so it is not applied where the longer side has at
+    most 10 tokens.
+
+    Args:
+        pairs: Columns "source" and "target".
+        tokenizer: A tokenizer that appends its end-of-sentence token, such as `train_tokenizer` gives.
+        max_source_length: The most tokens that a source sentence may have.
+        max_target_length: The most tokens that a target sentence may have.
+        max_length_ratio: The most times that one side may be as long as the other.
+        num_proc: Processes to tokenize in. None for this one only, with the tokenizer's own threads.
+
+    Returns:
+        The pairs that are left, in their order, as columns "input_ids" and "labels", and what was dropped.
+
+    Raises:
+        UserError: No pair is left, or the tokenizer appends no end-of-sentence token.
+    """
+    if len(pairs) == 0:
+        raise UserError(no_pairs("the data set"))
+    check_appends_eos(tokenizer)
+    limits = (max_source_length, max_target_length, max_length_ratio)
+    # What decides the ids, and no more: the tokenizer's pickle, which `datasets` would hash, also holds where it came
+    # from. The call above has undone any padding and truncation that were left switched on.
+    backend = tokenizer.backend_tokenizer.to_str()
+    encoded = pairs.map(
+        encode_batch,
+        batched=True,
+        fn_kwargs={"tokenizer": tokenizer, "limits": limits},
+        remove_columns=pairs.column_names,
+        features=Features({"input_ids": [Value("int32")], "labels": [Value("int32")], "dropped": Value("int8")}),
+        num_proc=None if num_proc is None else min(num_proc, len(pairs)),
+        new_fingerprint=fingerprint(pairs._fingerprint, backend, tokenizer.split_special_tokens, limits),
+        desc="Tokenizing",
+    )
+    dropped = encoded.data.column("dropped").to_numpy()
+    report = DropReport(*np.bincount(dropped, minlength=4).tolist())
+    report.check()
+    return encoded.select(np.flatnonzero(dropped == KEPT)).remove_columns("dropped"), report
+
+
+def check_appends_eos(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Refuse a tokenizer that never says where a sentence ends.
+
+    Raises:
+        UserError: It appends no end-of-sentence token.
+    """
+    if tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
+        raise UserError(
+            f"the tokenizer does not append its end-of-sentence token ({tokenizer.eos_token!r}), so a model could not "
+            "learn where to stop; use one from train_tokenizer"
+        )
+
+
+def encode_batch(
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast, limits: tuple[int, int, float]
+) -> dict[str, list]:
+    """Tokenize some pairs, and decide on each.
+
+    Args:
+        batch: Columns "source" and "target".
+        tokenizer: As in `encode_pairs`.
+        limits: `max_source_length`, `max_target_length` and `max_length_ratio` of `encode_pairs`.
+
+    Returns:
+        Columns "input_ids" and "labels", empty where the pair is dropped, and "dropped", which is `KEPT` or the index
+        of the reason among `DropReport`'s fields.
+    """
+    max_source_length, max_target_length, max_length_ratio = limits
+    columns: dict[str, list] = {"input_ids": [], "labels": [], "dropped": []}
+    for source, target, source_ids, target_ids in zip(
+        batch["source"],
+        batch["target"],
+        tokenizer(batch["source"], return_attention_mask=False, verbose=False)["input_ids"],
+        tokenizer(batch["target"], return_attention_mask=False, verbose=False)["input_ids"],
+        strict=True,
+    ):
+        shorter, longer = sorted((len(source_ids), len(target_ids)))
+        if not source.strip() or not target.strip():
+            dropped = _EMPTY
+        elif len(source_ids) > max_source_length or len(target_ids) > max_target_length:
+            dropped = _TOO_LONG
+        elif longer > RATIO_FREE_LENGTH and longer > max_length_ratio * shorter:
+            dropped = _LENGTH_RATIO
+        else:
+            dropped = KEPT
+        columns["input_ids"].append(source_ids if dropped == KEPT else [])
+        columns["labels"].append(target_ids if dropped == KEPT else [])
+        columns["dropped"].append(dropped)
+    return columns

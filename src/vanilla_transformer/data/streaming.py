@@ -1,0 +1,159 @@
+"""Batches from data that is read as it is needed: for more sentence pairs than memory or cache can hold."""
+
+import copy
+from collections import deque
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+import numpy as np
+from datasets import IterableDataset
+from torch.utils.data import IterableDataset as TorchIterableDataset
+from transformers import PreTrainedTokenizerFast
+
+from ..errors import UserError
+from .batching import TokenBatchSampler
+from .encoding import KEPT, DropReport, check_appends_eos, encode_batch
+
+READ_AT_ONCE = 1_000  # pairs that are tokenized together
+
+
+Pair = dict[str, list[int]]  # "input_ids" and "labels"
+
+
+class TokenStream(TorchIterableDataset):
+    """Endless batches by token budget, from a shuffle buffer that is filled again and again.
+
+    What fills the buffer is batched by `TokenBatchSampler`: pairs of similar length together, batches in random order.
+    When the pairs are all read, they are read anew. The batches follow from the pairs, the limits and the seed alone,
+    so that `position` and `resume` continue a run with the batches it would have seen.
+
+    Args:
+        pairs: Columns "source" and "target", as `load_pairs(..., streaming=True)` gives.
+        tokenizer: A tokenizer that appends its end-of-sentence token.
+        max_tokens: The budget of a batch: so many source and so many target tokens, padding counted.
+        max_source_length: The most tokens that a source sentence may have, as in `encode_pairs`.
+        max_target_length: The most tokens that a target sentence may have.
+        max_length_ratio: The most times that one side may be as long as the other.
+        buffer_size: Pairs in the shuffle buffer.
+        seed: Seed of the shuffling.
+        process_index: Which of the processes this is.
+        num_processes: Processes that take the batches in turn. Each reads all pairs.
+
+    Raises:
+        UserError: A budget that a sentence of the greatest length would exceed, a buffer without room, or a tokenizer
+            that appends no end-of-sentence token.
+    """
+
+    def __init__(
+        self,
+        pairs: IterableDataset,
+        tokenizer: PreTrainedTokenizerFast,
+        *,
+        max_tokens: int,
+        max_source_length: int,
+        max_target_length: int,
+        max_length_ratio: float,
+        buffer_size: int,
+        seed: int = 0,
+        process_index: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        check_appends_eos(tokenizer)
+        longest = max(max_source_length, max_target_length)
+        if longest > max_tokens:
+            raise UserError(
+                f"sentences may have {longest} tokens, but a batch may hold {max_tokens}; raise the token budget or "
+                "lower the length limit"
+            )
+        if buffer_size < 1:
+            raise UserError(f"the shuffle buffer's size is {buffer_size}; it must be at least 1")
+        self.pairs = pairs
+        self.tokenizer = tokenizer
+        self.limits = (max_source_length, max_target_length, max_length_ratio)
+        self.max_tokens = max_tokens
+        self.buffer_size = buffer_size
+        self.seed = seed
+        self.process_index = process_index
+        self.num_processes = num_processes
+        # What was read and batched before a buffer: before the first to make, before those made, and up to now.
+        self._start = {"epoch": 0, "batches": 0, "dropped": [0] * 4, "tokens": 0, "places": 0, "reader": None}
+        self._buffers: deque[dict[str, Any]] = deque()
+        self._now = self._start
+        self._taken = 0  # how many batches of all processes a run has trained on that is resumed
+
+    @property
+    def report(self) -> DropReport:
+        """What was kept and dropped of the pairs read so far, each counted as often as it was read."""
+        return DropReport(*self._now["dropped"])
+
+    @property
+    def padding(self) -> float:
+        """Share of the tokens of the batches made so far that is padding, source and target together."""
+        return 1 - self._now["tokens"] / self._now["places"] if self._now["places"] else 0.0
+
+    def position(self, taken: int) -> dict[str, Any]:
+        """Where a run stands that has trained on the first `taken` batches of all processes; ready for JSON.
+
+        Batches that were made ahead of that do not count.
+        """
+        while len(self._buffers) > 1 and self._buffers[1]["batches"] <= taken:
+            self._buffers.popleft()
+        return {"taken": taken, "buffer": self._buffers[0] if self._buffers else self._start}
+
+    def resume(self, position: dict[str, Any]) -> None:
+        """Begin where another stream of the same pairs and settings had come to."""
+        self._start, self._taken = position["buffer"], position["taken"]
+
+    def __iter__(self) -> Iterator[list[Pair]]:
+        self._now = self._start
+        self._buffers.clear()
+        while True:
+            reader = copy.copy(self.pairs)  # which would begin at the last state loaded into it for ever
+            reader.set_epoch(self._now["epoch"])
+            if self._now["reader"] is not None:
+                reader.load_state_dict(self._now["reader"])
+            rows = iter(reader)
+            while True:
+                before = self._now
+                self._buffers.append(before)
+                buffer, dropped = self._fill(rows)
+                self._now = before | {
+                    "dropped": [sum(counts) for counts in zip(before["dropped"], dropped, strict=True)],
+                    "reader": reader.state_dict(),
+                }
+                if not buffer:
+                    break
+                sampler = TokenBatchSampler(
+                    np.array([len(pair["input_ids"]) for pair in buffer]),
+                    np.array([len(pair["labels"]) for pair in buffer]),
+                    self.max_tokens,
+                    seed=self.seed + before["batches"],
+                )
+                self._now |= {
+                    "batches": before["batches"] + len(sampler),
+                    "tokens": before["tokens"] + sampler.tokens,
+                    "places": before["places"] + sampler.places,
+                }
+                for number, indices in enumerate(sampler, start=before["batches"]):
+                    if number >= self._taken and number % self.num_processes == self.process_index:
+                        yield [buffer[index] for index in indices]
+            self.report.check()
+            self._now = self._now | {"epoch": self._now["epoch"] + 1, "reader": None}
+
+    def _fill(self, rows: Iterator[dict[str, str]]) -> tuple[list[Pair], list[int]]:
+        """The next pairs to keep, none at the end, and how many were kept or dropped, as in `DropReport`."""
+        buffer: list[Pair] = []
+        dropped = np.zeros(4, dtype=np.int64)
+        while len(buffer) < self.buffer_size and (
+            read := list(islice(rows, min(READ_AT_ONCE, self.buffer_size - len(buffer))))
+        ):
+            columns = {side: [row[side] for row in read] for side in ("source", "target")}
+            encoded = encode_batch(columns, self.tokenizer, self.limits)
+            dropped += np.bincount(encoded["dropped"], minlength=4)
+            buffer += [
+                {"input_ids": encoded["input_ids"][row], "labels": encoded["labels"][row]}
+                for row, reason in enumerate(encoded["dropped"])
+                if reason == KEPT
+            ]
+        return buffer, dropped.tolist()

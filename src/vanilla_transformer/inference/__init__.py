@@ -1,0 +1,1 @@
+"""From a saved model and sentences to translations and scores."""

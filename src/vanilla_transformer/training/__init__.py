@@ -1,0 +1,1 @@
+"""Section 5 of the paper: the recipe, the trainer, checkpoints and what a run says of itself."""

@@ -1,0 +1,74 @@
+"""Checkpoint averaging (section 6.1: the last 5 checkpoints for base models, the last 20 for big ones)."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel
+
+from ..data.files import check_not_in_use
+from ..errors import UserError
+from ..inference.loading import load
+from .checkpoints import complete_checkpoints
+from .record import read_record, write_record
+
+
+def last_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
+    """The last `count` complete checkpoints of a run, oldest first.
+
+    Args:
+        run_dir: A training run's output folder, with folders named checkpoint-<step>.
+        count: How many.
+
+    Raises:
+        UserError: The run has fewer checkpoints, or `count` is below 1.
+    """
+    checkpoints = complete_checkpoints(run_dir)
+    if not 1 <= count <= len(checkpoints):
+        raise UserError(
+            f"{run_dir} has {len(checkpoints)} checkpoints, so the last {count} can't be averaged; train with a larger "
+            "--save_total_limit, or average fewer"
+        )
+    return checkpoints[-count:]
+
+
+def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Path) -> PreTrainedModel:
+    """Write the mean of the checkpoints' weights as an ordinary model folder, with code, tokenizer and all.
+
+    Sums are kept in float32 and one checkpoint is in memory at a time. What is not a weight is the last checkpoint's,
+    and the record of its run goes along.
+
+    Args:
+        checkpoints: Folders of models of the same shape.
+        output_dir: A folder that is new or empty.
+
+    Returns:
+        The averaged model, in the dtype of the last checkpoint.
+
+    Raises:
+        UserError: No checkpoints, one that does not load, two that differ in shape, or a folder that is not empty.
+    """
+    output_dir = Path(output_dir)
+    check_not_in_use(output_dir, "average")
+    if not checkpoints:
+        raise UserError("there is nothing to average; give at least one checkpoint")
+    record = read_record(checkpoints[-1])
+
+    sums: dict[str, torch.Tensor] = {}
+    for checkpoint in checkpoints:
+        model, tokenizer = load(str(checkpoint), device="cpu")
+        weights = dict(model.named_parameters())
+        sums = sums or {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
+        if {name: sum.shape for name, sum in sums.items()} != {name: weight.shape for name, weight in weights.items()}:
+            raise UserError(f"{checkpoint} has weights of other shapes than {checkpoints[0]}; average one run's only")
+        for name, weight in weights.items():
+            sums[name] += weight.detach()
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.copy_(sums[name] / len(checkpoints))
+    model.save_pretrained(output_dir)
+    tokenizer.save_pretrained(output_dir)
+    if record:
+        write_record(output_dir, record | {"weights": [Path(checkpoint).name for checkpoint in checkpoints]})
+    return model

@@ -1,0 +1,116 @@
+"""What a run was: `run.json` in its folder, which goes along with an averaged model and fills its model card."""
+
+import json
+import os
+import platform
+import re
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+import transformers
+from transformers import TrainerCallback, TrainerControl, TrainerState
+
+from .. import __version__
+from ..errors import UserError
+from .recipe import PaperTrainingArguments
+
+RECORD_NAME = "run.json"
+
+
+_RECIPE = (
+    *("per_device_train_tokens", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
+    *("max_steps", "seed", "bf16", "fp16", "load_best_model_at_end", "metric_for_best_model"),
+)
+
+
+class RunRecorder(TrainerCallback):
+    """Writes `run.json` into the run's folder, with each checkpoint and at the end of training.
+
+    It holds "command", the command line; what it is given, such as "model" and "data"; "recipe", the training arguments
+    that make a difference to the model; "result" with steps, epochs, minutes, the last validation and the step of the
+    best one; "machine"; and "versions". A token of the Hub is never in it.
+
+    Args:
+        command: The program and its arguments.
+        **sections: Further sections, ready for JSON.
+    """
+
+    def __init__(self, command: Sequence[str], **sections: dict[str, Any]) -> None:
+        self.command = command
+        self.sections = sections
+
+    def on_save(
+        self, args: PaperTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            write_record(args.output_dir, self.record(args, state))
+
+    on_train_end = on_save
+
+    def record(self, args: PaperTrainingArguments, state: TrainerState) -> dict[str, Any]:
+        """What `run.json` holds at this point of the run."""
+        command = shlex.join(self.command)
+        on_gpu = args.device.type == "cuda"
+        return {
+            "command": command.replace(args.hub_token, "...") if args.hub_token else command,
+            **self.sections,
+            "recipe": {name: getattr(args, name) for name in _RECIPE}
+            | {"warmup_steps": args.get_warmup_steps(state.max_steps)},
+            "result": {
+                "steps": state.global_step,
+                "epochs": state.epoch,
+                "minutes": next((line["minutes"] for line in reversed(state.log_history) if "minutes" in line), None),
+                "validation": next((line for line in reversed(state.log_history) if "eval_loss" in line), None),
+                "best_step": state.best_global_step,
+            },
+            "machine": {
+                "device": torch.cuda.get_device_name(args.device) if on_gpu else args.device.type,
+                "processes": args.world_size,
+                "threads": torch.get_num_threads(),
+            },
+            "versions": {
+                "vanilla_transformer": __version__,
+                "python": platform.python_version(),
+                **{library.__name__: str(library.__version__) for library in (torch, transformers, tokenizers)},
+            },
+        }
+
+
+def write_record(folder: str | Path, record: dict[str, Any]) -> None:
+    """Write `run.json`, whole or not at all; one that is there is replaced."""
+    path = Path(folder, RECORD_NAME)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_record(folder: str | Path) -> dict[str, Any]:
+    """The record of the run that a model comes from.
+
+    Args:
+        folder: The model's: a run's, one with an average, or a checkpoint's, whose record is in the run's.
+
+    Returns:
+        What `RunRecorder` wrote, and as "weights" the checkpoints that the model is or is the mean of, where it is not
+        the run's result; empty where there is no record.
+
+    Raises:
+        UserError: It can't be read.
+    """
+    folder = Path(folder).absolute()
+    is_checkpoint = re.fullmatch(r"checkpoint-\d+", folder.name) is not None
+    path = (folder.parent if is_checkpoint else folder) / RECORD_NAME
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}; restore it, or remove it to go on without it") from error
+    if not isinstance(record, dict):
+        raise UserError(f"{path} holds no JSON object; restore it, or remove it to go on without it")
+    return record | {"weights": [folder.name]} if is_checkpoint else record

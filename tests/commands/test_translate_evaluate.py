@@ -1,0 +1,270 @@
+"""scripts/translate.py and scripts/evaluate_model.py, as a user runs them."""
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import wordy_model
+
+from vanilla_transformer.data.numbers import number_pairs
+from vanilla_transformer.data.tokenization import train_tokenizer
+from vanilla_transformer.hub.probe import weights_digest
+from vanilla_transformer.inference.loading import load
+from vanilla_transformer.inference.metrics import score
+from vanilla_transformer.inference.text_io import one_line
+from vanilla_transformer.inference.translate import translate
+
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
+SENTENCES = ["forty-two", "", "one thousand and one", "seven"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return train_tokenizer(SENTENCES * 2, 270)
+
+
+@pytest.fixture(scope="module")
+def model(tokenizer):
+    return wordy_model(tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folder(model, tokenizer, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def refused(run_script):
+    """Run a script that must stop with one sentence."""
+
+    def refused(name: str, *arguments: str, stdin: bytes = b"") -> str:
+        code, out, err = run_script(name, *arguments, stdin=stdin)
+        assert (code, out) == (2, "")
+        assert err.startswith("error: ") and err.count("\n") == 1
+        return err
+
+    return refused
+
+
+def expected_lines(model, tokenizer, sentences=SENTENCES, **settings):
+    results = translate(model, tokenizer, sentences, **settings)
+    return [one_line(translation.text) for alternatives in results for translation in alternatives]
+
+
+def test_translates_sentences_from_arguments(run_script, folder, model, tokenizer):
+    code, out, err = run_script("translate", *SENTENCES, "--model_name_or_path", folder, "--max_new_tokens", "20")
+    assert (code, err) == (0, "")
+    assert out.split("\n") == [*expected_lines(model, tokenizer, max_new_tokens=20), ""]
+
+
+def test_a_translation_with_a_line_break_is_one_line(run_script, folder, tokenizer, tmp_path):
+    model, _ = load(folder, device="cpu")
+    model.generation_config.forced_bos_token_id = tokenizer("\n")["input_ids"][0]  # each translation starts with it
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert next(translate(model, tokenizer, ["seven"]))[0].text.startswith("\n")
+    _, out, _ = run_script("translate", *SENTENCES, "--model_name_or_path", str(tmp_path), "--max_new_tokens", "5")
+    assert out.count("\n") == len(SENTENCES) and out.startswith(" ")
+
+
+@pytest.mark.parametrize("source", ["plain", "gz", "stdin"])
+def test_one_line_out_per_line_in(run_script, folder, model, tokenizer, tmp_path, source):
+    text = "\n".join(SENTENCES).encode() + b"\r\n" + "été\u2028 hiver".encode()  # the last line has no line end
+    path = tmp_path / {"plain": "in.txt", "gz": "in.txt.gz", "stdin": "unused"}[source]
+    path.write_bytes(gzip.compress(text) if source == "gz" else text)
+    given = [] if source == "stdin" else ["--input_file", str(path)]
+    code, out, _ = run_script("translate", "--model_name_or_path", folder, *given, "--max_new_tokens", "20", stdin=text)
+    assert code == 0
+    sentences = [*SENTENCES, "été\u2028 hiver"]
+    assert out.split("\n") == [*expected_lines(model, tokenizer, sentences, max_new_tokens=20), ""]
+
+
+def test_an_empty_input_file_gives_nothing(run_script, folder, tmp_path):
+    (tmp_path / "in.txt").touch()
+    assert run_script(
+        "translate", "--model_name_or_path", folder, "--input_file", str(tmp_path / "in.txt"), stdin=b"no"
+    ) == (
+        0,
+        "",
+        "",
+    )
+
+
+def test_beam_search_with_several_translations_into_a_file(run_script, folder, model, tokenizer, tmp_path):
+    output = tmp_path / "out.txt"
+    flags = "--num_beams 4 --num_return_sequences 2 --length_penalty 0.6 --max_new_tokens 20 --batch_tokens 24".split()
+    arguments = [*SENTENCES, "--model_name_or_path", folder, "--output_file", str(output), *flags]
+    assert run_script("translate", *arguments) == (0, "", "")
+    expected = expected_lines(
+        model, tokenizer, num_beams=4, num_return_sequences=2, length_penalty=0.6, max_new_tokens=20
+    )
+    assert output.read_text().split("\n") == [*expected, ""]
+    assert len(expected) == 2 * len(SENTENCES)
+
+
+def test_who_writes_a_line_and_waits_gets_an_answer(folder):
+    command = [sys.executable, str(SCRIPTS / "translate.py"), "--model_name_or_path", folder, "--max_new_tokens", "20"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    answers = []
+    for sentence in (b"seven\n", b"forty-two\n"):
+        process.stdin.write(sentence)
+        process.stdin.flush()
+        answers.append(process.stdout.readline())
+    out, err = process.communicate()
+    assert all(answers) and (out, err, process.returncode) == (b"", b"", 0)
+
+
+def test_json_lines_have_the_source_and_all_translations_with_scores(run_script, folder, model, tokenizer):
+    flags = ["--num_beams", "3", "--num_return_sequences", "2", "--max_new_tokens", "20", "--json"]
+    code, out, _ = run_script("translate", *SENTENCES, "--model_name_or_path", folder, *flags)
+    expected = translate(model, tokenizer, SENTENCES, num_beams=3, num_return_sequences=2, max_new_tokens=20)
+    assert code == 0
+    for line, sentence, translations in zip(out.splitlines(), SENTENCES, expected, strict=True):
+        found = json.loads(line)
+        assert found["source"] == sentence
+        assert [each["text"] for each in found["translations"]] == [each.text for each in translations]
+        assert [each["score"] for each in found["translations"]] == pytest.approx(
+            [each.score for each in translations], rel=1e-4
+        )
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_a_file_half_done_is_gone_on_with(run_script, folder, tmp_path, as_json):
+    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
+    source.write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
+    arguments = ["--model_name_or_path", folder, "--input_file", str(source), "--output_file", str(output)]
+    arguments += ["--num_beams", "2", "--num_return_sequences", "2", "--max_new_tokens", "20", "--resume"]
+    arguments += ["--json"] if as_json else []
+    assert run_script("translate", *arguments)[0] == 0  # there is nothing yet
+    whole = output.read_bytes()
+    output.write_bytes(whole[: len(whole) * 2 // 3])
+    assert run_script("translate", *arguments)[0] == 0
+    if not as_json:
+        assert output.read_bytes() == whole
+    lines = output.read_text().splitlines()
+    assert len(lines) == len(SENTENCES) * (1 if as_json else 2)
+
+
+def test_translate_refuses_what_it_cannot_do(refused, folder, tmp_path):
+    taken, latin = tmp_path / "taken.txt", tmp_path / "latin.txt"
+    short = tmp_path / "short.txt"
+    short.write_text("seven\n")
+    taken.write_text("mine\nall\n")
+    latin.write_bytes(b"good\nb\xe9b\xe9\n")
+    model = ["--model_name_or_path", folder]
+    assert "no such folder" in refused("translate", "seven", "--model_name_or_path", str(tmp_path / "none"))
+    assert "config.json" in refused("translate", "seven", "--model_name_or_path", str(tmp_path))
+    assert "--resume goes on with an --output_file" in refused("translate", "seven", *model, "--resume")
+    resumed = ["--input_file", str(short), "--output_file", str(taken), "--resume"]
+    assert "taken.txt has lines for 2 sentences, but there are 1" in refused("translate", *model, *resumed)
+    assert "num_return_sequences" in refused(
+        "translate", "seven", *model, "--num_beams", "1", "--num_return_sequences", "2"
+    )
+    assert "taken.txt exists already" in refused("translate", "seven", *model, "--output_file", str(taken))
+    assert taken.read_text() == "mine\nall\n"
+    assert "give one of the two" in refused("translate", "seven", *model, "--input_file", str(taken))
+    assert "none.txt" in refused("translate", *model, "--input_file", str(tmp_path / "none.txt"))
+    assert "latin.txt, line 2" in refused("translate", *model, "--input_file", str(latin))
+    assert "on the command line" in refused("translate", os.fsdecode(b"b\xe9b\xe9"), *model)
+
+
+def test_what_comes_before_a_broken_line_of_standard_input_is_translated(run_script, folder):
+    flags = ["--model_name_or_path", folder, "--max_new_tokens", "20"]
+    code, out, err = run_script("translate", *flags, stdin=b"seven\nb\xe9b\xe9\n")
+    assert code == 2 and out.count("\n") == 1
+    assert err.startswith("error: standard input, line 2, is not valid UTF-8") and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", ["translate", "evaluate_model"])
+def test_an_unknown_flag_is_refused(run_script, folder, name):
+    code, out, err = run_script(name, "--model_name_or_path", folder, "--num_beam_groups", "2")
+    assert (code, out) == (2, "") and "unrecognized arguments: --num_beam_groups" in err
+
+
+def test_translate_is_quiet_when_its_reader_leaves(folder):
+    command = [sys.executable, str(SCRIPTS / "translate.py"), "--model_name_or_path", folder, "--max_new_tokens", "5"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stdin.write(b"seven\n" * 3)
+    process.stdin.close()
+    assert process.stderr.read() == b""
+    assert process.wait() == 1
+
+
+def test_evaluates_two_text_files(tmp_path):
+    (tmp_path / "predictions").write_text("the cat sat on the mat\na dog\n")
+    (tmp_path / "references").write_text("the cat sat on a mat\na dog\n")
+    # A process of its own: only there is the scripts' folder, whose evaluate.py hides the library, searched first.
+    command = [sys.executable, str(SCRIPTS / "evaluate_model.py"), "--json", "--predictions_file", "predictions"]
+    done = subprocess.run([*command, "--references_file", "references"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(done.stdout)
+    expected = score(["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog"])
+    assert {name: report[name] for name in expected} == expected
+    assert report["predictions"] == "predictions" and report["references"] == "references"
+    assert set(report["versions"]) == {"torch", "transformers", "sacrebleu"}
+
+
+def test_evaluates_a_model_on_a_test_set(run_script, folder, model, tokenizer, tmp_path):
+    hypotheses = [translation.text for (translation,) in translate(model, tokenizer, SENTENCES, num_beams=2)]
+    references = ["x", "", hypotheses[2], "y"]
+    (tmp_path / "test.en").write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
+    (tmp_path / "test.fr").write_text("".join(f"{reference}\n" for reference in references))
+    data = ["--test_file", str(tmp_path / "test"), "--source_lang", "en", "--target_lang", "fr"]
+    common = ["--model_name_or_path", folder, *data, "--num_beams", "2"]
+
+    code, out, _ = run_script("evaluate_model", *common, "--json", "--output_file", str(tmp_path / "out.txt"))
+    assert code == 0
+    report = json.loads(out)
+    expected = score(hypotheses, references)
+    assert {name: report[name] for name in expected} == expected
+    assert (report["model"], report["num_beams"], report["device"]) == (folder, 2, str(model.device))
+    assert (report["weights"], report["dataset_name"], report["split"]) == (weights_digest(model), None, None)
+    assert report["seconds"] > 0 and report["decoding"]["num_beams"] == 2
+    assert (tmp_path / "out.txt").read_text().split("\n") == [*map(one_line, hypotheses), ""]
+
+    code, out, _ = run_script("evaluate_model", *common, "--max_predict_samples", "2")
+    expected = score(hypotheses[:2], references[:2])
+    assert code == 0
+    for shown in (expected["bleu_signature"], expected["chrf_signature"], "50.00% of 2 sentences", "num_beams 2"):
+        assert shown in out
+
+    files = ["--predictions_file", str(tmp_path / "out.txt"), "--references_file", str(tmp_path / "test.fr")]
+    for command in (common, files):
+        _, out, _ = run_script("evaluate_model", *command, "--max_predict_samples", "2", "--json")
+        report = json.loads(out)
+        assert (report["bleu"], report["sentences"], report["test_set_sentences"]) == (expected["bleu"], 2, 4)
+
+
+def test_evaluates_a_model_on_unseen_numbers_by_default(run_script, folder, model, tokenizer):
+    code, out, _ = run_script("evaluate_model", "--model_name_or_path", folder, "--max_predict_samples", "8", "--json")
+    pairs = number_pairs("en", "fr", "test", 8)
+    hypotheses = [translation.text for (translation,) in translate(model, tokenizer, pairs["source"])]
+    report = json.loads(out)
+    assert code == 0 and report["data"] == "numbers en-fr" and report["sentences"] == 8
+    assert report["chrf"] == score(hypotheses, list(pairs["target"]))["chrf"]
+
+
+def test_evaluate_refuses_what_it_cannot_do(refused, folder, tmp_path):
+    short, long = tmp_path / "short.txt", tmp_path / "long.txt"
+    short.write_text("a\n")
+    long.write_text("a\nb\n")
+    files = ["--predictions_file", str(short), "--references_file"]
+    model = ["--model_name_or_path", folder]
+    assert "either --model_name_or_path" in refused("evaluate_model")
+    assert "either --model_name_or_path" in refused("evaluate_model", *model, *files, str(long))
+    assert "one of them is missing" in refused("evaluate_model", "--predictions_file", str(short))
+    assert "short.txt has 1 lines but" in refused("evaluate_model", *files, str(long))
+    assert "no-such.txt" in refused("evaluate_model", *files, str(tmp_path / "no-such.txt"))
+    assert "--target_lang" in refused("evaluate_model", *model, "--test_file", str(short), "--source_lang", "en")
+    assert "max_predict_samples is 0" in refused("evaluate_model", *model, "--max_predict_samples", "0")
+    numbers = [*model, "--max_predict_samples", "2"]
+    assert "short.txt exists already" in refused("evaluate_model", *numbers, "--output_file", str(short))
+    assert short.read_text() == "a\n"

@@ -1,0 +1,67 @@
+"""The embedded corpus: written as num2words writes, the splits disjoint, small numbers well represented."""
+
+import pytest
+from num2words import num2words
+
+from vanilla_transformer.data import numbers as number_corpus
+from vanilla_transformer.data.numbers import number_pairs
+from vanilla_transformer.errors import UserError
+
+
+@pytest.mark.parametrize("languages", [("en", "fr"), ("de", "ko")])
+def test_numbers_are_written_as_num2words_writes_them(languages):
+    numbers = number_corpus._sample_numbers("train", 300, seed=1)
+    pairs = number_pairs(*languages, "train", 300, seed=1)
+    assert pairs.to_list() == [
+        {"source": num2words(n, lang=languages[0]), "target": num2words(n, lang=languages[1])} for n in numbers
+    ]
+
+
+def test_splits_are_disjoint_whatever_their_sizes_and_seeds():
+    drawn = {
+        split: {n for seed, size in enumerate((500, 20_000)) for n in number_corpus._sample_numbers(split, size, seed)}
+        for split in ("train", "validation", "test")
+    }
+    assert drawn["train"] | drawn["validation"] | drawn["test"] <= set(range(1_000_000))
+    assert drawn["train"].isdisjoint(drawn["validation"] | drawn["test"])
+    assert drawn["validation"].isdisjoint(drawn["test"])
+
+
+def test_small_numbers_are_well_represented():
+    train = number_corpus._sample_numbers("train", 10_000, seed=0)
+    assert len(set(train)) == 10_000
+    assert set(range(100)) <= set(train)
+    for low, high in [(1_000, 10_000), (10_000, 100_000), (100_000, 1_000_000)]:
+        assert 3_000 <= sum(low <= n < high for n in train) <= 3_200
+    assert sum(100 <= n < 1_000 for n in train) > 650  # all there are but a fifth
+    test = number_corpus._sample_numbers("test", 500, seed=0)
+    assert min(test) >= 100
+    assert 60 <= sum(n < 1_000 for n in test) <= 125
+
+
+def test_numbers_depend_on_the_seed_alone():
+    assert number_corpus._sample_numbers("test", 100, seed=0) == number_corpus._sample_numbers("test", 100, seed=0)
+    assert number_corpus._sample_numbers("test", 100, seed=0) != number_corpus._sample_numbers("test", 100, seed=1)
+    train = number_corpus._sample_numbers("train", 1000, seed=0)
+    assert train != sorted(train)
+
+
+def test_a_split_gives_all_its_numbers_and_no_more():
+    available = sum(number_corpus._split_of(n) == "test" for n in range(1_000_000))
+    assert len(set(number_corpus._sample_numbers("test", available, 0))) == available > 90_000
+    with pytest.raises(UserError, match=f"size is {available + 1:,}, but the test split can have 1 to {available:,}"):
+        number_pairs("en", "fr", "test", available + 1)
+    with pytest.raises(UserError, match="size is 0"):
+        number_pairs("en", "fr", "train", 0)
+
+
+def test_unknown_language_or_split():
+    with pytest.raises(UserError, match="does not know the language 'xx'; choose from .*de.*en.*ko"):
+        number_pairs("en", "xx", "train", 10)
+    with pytest.raises(UserError, match="no split 'dev'; choose from train, validation, test"):
+        number_pairs("en", "fr", "dev", 10)
+
+
+def test_language_in_which_num2words_fails():
+    with pytest.raises(UserError, match=r"num2words can't write \d+ in 'am' \(TypeError\); choose another language"):
+        number_pairs("en", "am", "train", 1000)

@@ -1,5 +1,9 @@
 # make demo         install into .venv, train on the embedded corpus, score, translate
-# make test         the same environment with the extra dev: ruff and the whole suite
+# make test         the same environment with the extra dev: lint, and the whole suite
+# make lint         ruff, and the directions of imports
+# make format       let ruff rewrite the code
+# make coverage     the suite with branch coverage of src, subprocesses included; fails below the bound in pyproject.toml
+# make dist         sdist and wheel in dist/
 # make test-lowest  the suite with the lowest versions that pyproject.toml admits
 # make clean        remove what these targets made
 #
@@ -24,7 +28,7 @@ define CHECK_PYTHON
 		"name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 endef
 
-.PHONY: demo test test-lowest clean
+.PHONY: demo test lint format coverage dist test-lowest clean
 
 # Each demo starts over.
 demo: $(INSTALLED)
@@ -38,17 +42,34 @@ demo: $(INSTALLED)
 		"seventy-one" "nine hundred and ninety-nine" "twelve thousand, three hundred and forty-five"
 	@echo "The model is in $(abspath $(DEMO))"
 
-test: $(INSTALLED_TEST)
+test: lint
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+	$(BIN)/lint-imports
+
+format: $(INSTALLED_TEST)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: $(INSTALLED_TEST)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_FLAGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+
+dist: $(INSTALLED_TEST)
+	rm -rf dist
+	$(BIN)/hatchling build
 
 # From PyPI the lowest torch brings several GB of CUDA packages on Linux, GPU or not.
 test-lowest: $(INSTALLED_LOWEST)
 	$(VENV_LOWEST)/bin/python -m pytest $(PYTEST_FLAGS)
 
 clean:
-	rm -rf .venv .venv-lowest $(DEMO) .pytest_cache .ruff_cache
+	rm -rf .venv .venv-lowest $(DEMO) dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage*
 	find src scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first, as constraints.txt pins it: a range would let pip choose another build, with CUDA packages.

@@ -12,7 +12,7 @@ from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForC
 from vanilla_transformer.data.batching import TranslationCollator
 from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.errors import UserError
-from vanilla_transformer.inference.metrics import TranslationMetric, compute_metrics_with, score
+from vanilla_transformer.inference.metrics import TranslationMetric, make_compute_metrics, score
 
 HYPOTHESES = ["the cat sat on the mat", "a dog runs", "two dogs"]
 REFERENCES = ["the cat sat on a mat", "a dog runs", "three dogs play"]
@@ -95,7 +95,7 @@ def test_what_cannot_be_scored_is_refused_in_a_sentence(hypotheses, references, 
 
 
 @pytest.mark.parametrize("references", [REFERENCES, [[reference, "a cat"] for reference in REFERENCES]])
-def test_trap_17_the_metric_needs_no_download(references):
+def test_the_metric_needs_no_download(references):
     assert TranslationMetric().compute(predictions=HYPOTHESES, references=references) == score(HYPOTHESES, references)
 
 
@@ -116,10 +116,10 @@ def padded(rows):
     return np.array([row + [-100] * (max(map(len, rows)) - len(row)) for row in rows])
 
 
-def test_trap_21_the_trainers_padding_is_not_decoded(tokenizer):
+def test_the_trainers_padding_is_not_decoded(tokenizer):
     predictions = padded([[0, *tokenizer(text)["input_ids"]] for text in HYPOTHESES])
     labels = padded([tokenizer(text)["input_ids"] for text in REFERENCES])
-    metrics = compute_metrics_with(tokenizer)(EvalPrediction(predictions=predictions, label_ids=labels))
+    metrics = make_compute_metrics(tokenizer)(EvalPrediction(predictions=predictions, label_ids=labels))
     expected = score(HYPOTHESES, REFERENCES)
     assert metrics == {name: expected[name] for name in ("bleu", "chrf", "exact_match")}
 
@@ -147,7 +147,7 @@ def test_in_the_stock_trainer(tokenizer, tmp_path):
             use_cpu=True,
         ),
         data_collator=TranslationCollator(tokenizer, config.decoder_start_token_id),
-        compute_metrics=compute_metrics_with(tokenizer),
+        compute_metrics=make_compute_metrics(tokenizer),
     )
     metrics = trainer.evaluate(Dataset.from_list(examples))
     assert {"eval_bleu", "eval_chrf", "eval_exact_match"} <= metrics.keys()

@@ -1,10 +1,8 @@
-"""Translating with a model: order, batches, modes, limits, and loading what was saved."""
+"""Translating with a model: order, batches, modes, limits."""
 
 import gc
 import itertools
-import json
 import math
-import threading
 import warnings
 
 import numpy as np
@@ -13,13 +11,10 @@ import torch
 from helpers import wordy_model
 
 from vanilla_transformer import gnmt_beam_search
-from vanilla_transformer.data.files import open_output
 from vanilla_transformer.data.tokenization import decode, train_tokenizer
 from vanilla_transformer.errors import UserError
-from vanilla_transformer.inference import text_io
 from vanilla_transformer.inference import translate as decoding
 from vanilla_transformer.inference.loading import load
-from vanilla_transformer.inference.text_io import as_they_arrive, one_line, reopen_output
 from vanilla_transformer.inference.translate import translate, translate_windows
 
 SENTENCES = [
@@ -149,7 +144,7 @@ def test_a_sentence_that_is_too_long_is_cut_or_refused(model, tokenizer, caplog)
     cut = decode(tokenizer, np.array([ids[:5]]))[0]
     found = list(translate(model, tokenizer, sentences, max_source_length=6, **SHORT))
     assert texts(found[2:3]) == texts(translate(model, tokenizer, [cut], **SHORT))
-    assert f"sentence 3 has {len(ids)} tokens, more than max_source_length 6; what is beyond is cut off" in caplog.text
+    assert f"sentence 3 has {len(ids)} tokens, more than max_source_length 6; the rest is cut off" in caplog.text
     refused = translate(model, tokenizer, sentences, max_source_length=6, too_long="refuse", **SHORT)
     with pytest.raises(UserError, match=r"^sentence 3 has .* split it into sentences, or raise max_source_length$"):
         list(refused)
@@ -159,33 +154,6 @@ def test_the_number_in_a_warning_counts_all_windows(model, tokenizer, caplog):
     windows = [["a dog"] * 2, ["a dog", "two dogs run on the green grass"]]
     list(translate_windows(model, tokenizer, windows, max_source_length=6, first_sentence=101, **SHORT))
     assert "sentence 104 has" in caplog.text
-
-
-def test_lines_are_taken_as_they_arrive(monkeypatch):
-    monkeypatch.setattr(text_io, "WINDOW", 3)
-    asked = threading.Semaphore(0)
-
-    def lines():
-        for number in range(2):
-            asked.acquire()
-            yield f"alone {number}"
-        asked.acquire()
-        yield from ("a", "b", "c", "d")
-        raise UserError("the fifth is broken")
-
-    windows = as_they_arrive(lines())
-    for number in range(2):
-        asked.release()
-        assert next(windows) == [f"alone {number}"]  # although the next line has not come
-    asked.release()
-    found = []
-    with pytest.raises(UserError, match="the fifth is broken"):
-        found += itertools.chain.from_iterable(windows)
-    found = []
-    for window in as_they_arrive("abcdefgh"):
-        assert 1 <= len(window) <= 3
-        found += window
-    assert found == list("abcdefgh")
 
 
 def test_several_translations_per_sentence(model, tokenizer):
@@ -205,7 +173,7 @@ def test_blank_sentences_do_not_reach_the_model(model, tokenizer, monkeypatch):
 
 
 def test_reads_only_a_window_ahead(model, tokenizer, monkeypatch):
-    monkeypatch.setattr(decoding, "WINDOW", 3)
+    monkeypatch.setattr(decoding, "WINDOW_SIZE", 3)
     read = []
     endless = (read.append(n) or SENTENCES[n % len(SENTENCES)] for n in itertools.count())
     translations = translate(model, tokenizer, endless, **SHORT)
@@ -294,103 +262,7 @@ def test_a_single_string_is_refused(model, tokenizer):
         translate(model, tokenizer, "a dog")
 
 
-def test_trap_21_ignored_positions_are_never_decoded(tokenizer):
+def test_ignored_positions_are_never_decoded(tokenizer):
     ids = tokenizer("a dog runs")["input_ids"]
     rows = np.array([[0, *ids, -100, -100], [-100, -100, 0, *ids]])
     assert decode(tokenizer, rows) == decode(tokenizer, torch.tensor(rows)) == ["a dog runs"] * 2
-
-
-def test_one_line():
-    assert one_line("a\nb\r\nc\rd") == "a b c d"
-    assert one_line("a\u2028b  c") == "a\u2028b  c"
-
-
-def test_load_gives_the_saved_model(model, tokenizer, saved):
-    loaded, its_tokenizer = load(str(saved), device="cpu")
-    assert not loaded.training
-    assert list(translate(loaded, its_tokenizer, SENTENCES, **SHORT)) == list(
-        translate(model, tokenizer, SENTENCES, **SHORT)
-    )
-
-
-@pytest.mark.parametrize("missing", ["config.json", "tokenizer_config.json", "model.safetensors"])
-def test_load_names_what_a_folder_lacks(saved, tmp_path, missing):
-    for file in saved.iterdir():
-        if file.name != missing and file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(UserError, match=missing.replace(".", r"\.")) as error:
-        load(str(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-def test_load_names_a_damaged_file(saved, tmp_path):
-    for file in saved.iterdir():
-        if file.is_file():
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    (tmp_path / "model.safetensors").write_bytes(b"not a tensor")
-    with pytest.raises(UserError, match=str(tmp_path)) as error:
-        load(str(tmp_path))
-    assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize("name", ["./no/such/folder", "nobody/no-such-model"])
-def test_load_of_nothing(name):
-    with pytest.raises(UserError, match=f"{name}: there is no such folder") as error:
-        load(name)
-    assert "\n" not in str(error.value)
-
-
-def test_load_does_not_run_code_unasked(saved, tmp_path):
-    config = json.loads((saved / "config.json").read_text())
-    config |= {"model_type": "unheard_of", "auto_map": {"AutoConfig": "code.Config", "AutoModelForSeq2SeqLM": "code.M"}}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    (tmp_path / "tokenizer_config.json").write_text("{}")
-    (tmp_path / "code.py").write_text("raise SystemExit('ran')")
-    with pytest.raises(UserError, match="trust_remote_code"):
-        load(str(tmp_path))
-
-
-def test_load_to_a_device_that_is_not_there(saved):
-    with pytest.raises(UserError, match="cuda:99") as error:
-        load(str(saved), device="cuda:99")
-    assert "\n" not in str(error.value)
-
-
-def test_an_output_file_is_never_overwritten(tmp_path):
-    path = tmp_path / "out.txt"
-    with open_output(str(path)) as file:
-        file.write("mine\n")
-    with pytest.raises(UserError, match="exists already"):
-        open_output(str(path))
-    assert path.read_text() == "mine\n"
-    with pytest.raises(UserError, match="No such file"):
-        open_output(str(tmp_path / "no" / "out.txt"))
-
-
-@pytest.mark.parametrize(
-    ("content", "lines_per_sentence", "done", "kept"),
-    [
-        ("", 1, 0, ""),
-        ("eins\nzwei\ndr", 1, 2, "eins\nzwei\n"),
-        ("eins\nzwei\ndrei\n", 2, 1, "eins\nzwei\n"),
-        ("\n\n", 1, 2, "\n\n"),
-    ],
-)
-def test_an_output_file_is_gone_on_with_after_the_last_whole_sentence(
-    content, lines_per_sentence, done, kept, tmp_path
-):
-    path = tmp_path / "out.txt"
-    path.write_text(content)
-    file, count = reopen_output(str(path), lines_per_sentence, 5)
-    with file:
-        file.write("über\n")
-    assert count == done
-    assert path.read_text(encoding="utf-8") == f"{kept}über\n"
-
-
-def test_an_output_file_that_is_longer_than_the_input_is_left_alone(tmp_path):
-    path = tmp_path / "out.txt"
-    path.write_text("eins\nzwei\n")
-    with pytest.raises(UserError, match="has lines for 2 sentences, but there are 1"):
-        reopen_output(str(path), 1, 1)
-    assert path.read_text() == "eins\nzwei\n"

@@ -27,7 +27,7 @@ from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.generation_vanilla_transformer import paper_generation_config
 from vanilla_transformer.inference.loading import load
-from vanilla_transformer.inference.metrics import compute_metrics_with
+from vanilla_transformer.inference.metrics import make_compute_metrics
 from vanilla_transformer.training.averaging import average_checkpoints, last_checkpoints
 from vanilla_transformer.training.callbacks import SampleTranslations, SaveOnInterrupt
 from vanilla_transformer.training.checkpoints import checkpoint_to_resume
@@ -238,7 +238,7 @@ def test_stock_trainer_fine_tunes_with_label_smoothing(tmp_path, tokenizer, data
         data_collator=TranslationCollator(tokenizer, 0)
         if collator == "ours"
         else DataCollatorForSeq2Seq(tokenizer, model),
-        compute_metrics=compute_metrics_with(tokenizer),
+        compute_metrics=make_compute_metrics(tokenizer),
     )
     trainer.train()
     assert 0 <= trainer.evaluate()["eval_bleu"] <= 100
@@ -345,7 +345,7 @@ def test_training_and_evaluation_leave_generation_config_and_use_cache_alone(tmp
     model.generation_config = paper_generation_config(model)
     before = model.generation_config.to_dict()
     arguments = make_arguments(tmp_path, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
-    trainer = make_trainer(model, arguments, tokenizer, dataset, compute_metrics=compute_metrics_with(tokenizer))
+    trainer = make_trainer(model, arguments, tokenizer, dataset, compute_metrics=make_compute_metrics(tokenizer))
     trainer.train()
     trainer.save_model()
     for folder in (tmp_path, tmp_path / "checkpoint-2", tmp_path / "checkpoint-4"):
@@ -561,7 +561,7 @@ def test_best_model_is_loaded_without_complaint_about_tied_weights(tmp_path, tok
         metric_for_best_model="bleu",
     )
     trainer = make_trainer(
-        make_model(tokenizer), arguments, tokenizer, dataset, compute_metrics=compute_metrics_with(tokenizer)
+        make_model(tokenizer), arguments, tokenizer, dataset, compute_metrics=make_compute_metrics(tokenizer)
     )
     with caplog.at_level("WARNING"):
         trainer.train()

@@ -30,7 +30,7 @@ from ..errors import UserError
 from ..generation_vanilla_transformer import PAPER_DECODING
 from ..hub.probe import weights_digest
 from ..inference.metrics import Scores, score
-from ..inference.text_io import one_line
+from ..inference.text_io import replace_line_breaks
 from ..inference.translate import translate
 from .arguments import DecodingArguments, parse
 
@@ -121,7 +121,7 @@ def evaluate_model(arguments: EvaluateArguments, decoding: DecodingArguments) ->
         for (translation,) in translations:
             hypotheses.append(translation.text)
             if output is not None:
-                print(one_line(translation.text), file=output)
+                print(replace_line_breaks(translation.text), file=output)
     seconds = time.perf_counter() - start
 
     defaults = model.generation_config

@@ -14,7 +14,7 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import UserError
-from ..inference.text_io import decoded
+from ..inference.text_io import decode_arguments
 from ..plots.attention import attention_maps, plot_attention, plot_positions, save_figure
 from .arguments import LoadingArguments, parse
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("sentence", nargs="?", help="The sentence that the encoder reads.")
     arguments, loading, positional = parse(parser, argv)
-    texts = decoded([text for text in (positional.sentence, arguments.target) if text is not None])
+    texts = decode_arguments([text for text in (positional.sentence, arguments.target) if text is not None])
     if bool(texts) == (arguments.positions is not None) or (texts and positional.sentence is None):
         raise UserError("give either a sentence, and perhaps its --target, or --positions")
     disable_progress_bar()

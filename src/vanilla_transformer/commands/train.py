@@ -23,7 +23,7 @@ from ..data.tokenization import PreTrainedTokenizerFast, train_tokenizer
 from ..errors import UserError, first_line
 from ..generation_vanilla_transformer import paper_generation_config
 from ..inference.loading import load
-from ..inference.metrics import compute_metrics_with
+from ..inference.metrics import make_compute_metrics
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from ..plots.run import plot_run
 from ..training.callbacks import SampleTranslations, SaveOnInterrupt
@@ -216,7 +216,7 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=validation_dataset,
         processing_class=tokenizer,
         data_collator=TranslationCollator(tokenizer, model.config.decoder_start_token_id),
-        compute_metrics=compute_metrics_with(tokenizer),
+        compute_metrics=make_compute_metrics(tokenizer),
         callbacks=[interrupt, recorder, SampleTranslations(tokenizer, samples)],
     )
     if not data_arguments.streaming:

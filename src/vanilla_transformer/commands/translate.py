@@ -23,8 +23,8 @@ from transformers.utils.logging import disable_progress_bar
 from ..data.files import open_output
 from ..data.reading import iterate_lines
 from ..errors import UserError
-from ..inference.text_io import as_they_arrive, decoded, one_line, reopen_output
-from ..inference.translate import Translation, translate_windows, windows_of
+from ..inference.text_io import decode_arguments, read_arriving_lines, reopen_output, replace_line_breaks
+from ..inference.translate import Translation, split_into_windows, translate_windows
 from .arguments import DecodingArguments, parse
 
 
@@ -62,7 +62,7 @@ def lines_of(sentence: str, translations: list[Translation], as_json: bool) -> l
     if as_json:
         found = [translation._asdict() for translation in translations]
         return [json.dumps({"source": sentence, "translations": found}, ensure_ascii=False)]
-    return [one_line(translation.text) for translation in translations]
+    return [replace_line_breaks(translation.text) for translation in translations]
 
 
 def run(arguments: TranslateArguments, decoding: DecodingArguments, given: list[str]) -> None:
@@ -73,12 +73,12 @@ def run(arguments: TranslateArguments, decoding: DecodingArguments, given: list[
         raise UserError("--resume goes on with an --output_file from its --input_file; give both")
     total = len(given)
     if given:
-        windows = windows_of(decoded(given))
+        windows = split_into_windows(decode_arguments(given))
     elif arguments.input_file:
         # This finds a line that is not UTF-8 as well. A pipe can be read only once.
         total = sum(1 for _ in iterate_lines(arguments.input_file)) if Path(arguments.input_file).is_file() else 0
     else:
-        windows = as_they_arrive(stdin_lines())  # reads while the model loads
+        windows = read_arriving_lines(stdin_lines())  # reads while the model loads
 
     model, tokenizer = decoding.load(arguments.model_name_or_path)
     if not given and not arguments.input_file and sys.stdin.isatty():
@@ -93,7 +93,7 @@ def run(arguments: TranslateArguments, decoding: DecodingArguments, given: list[
         if arguments.output_file:
             stack.enter_context(output)
         if arguments.input_file:
-            windows = windows_of(islice(iterate_lines(arguments.input_file), done, None))
+            windows = split_into_windows(islice(iterate_lines(arguments.input_file), done, None))
         hidden = None if arguments.output_file else True  # None: shown on a terminal only
         bar = tqdm(total=total or None, initial=done, unit=" sentences", disable=hidden)
         windows, same_windows = tee(windows)

@@ -1,1 +1,1 @@
-"""From a saved model and sentences to translations and scores."""
+"""Load a saved model, translate with it, and score translations."""

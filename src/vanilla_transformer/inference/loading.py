@@ -1,6 +1,7 @@
 """Load a saved model and its tokenizer."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,20 +19,20 @@ def load(
     trust_remote_code: bool = False,
     device: str | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Load a model and its tokenizer to decode with.
+    """Load a saved model and its tokenizer for inference.
 
     Args:
-        model_name_or_path: A folder that `save_pretrained` or training wrote, or the id of a repository on the Hub.
-        model_revision: Branch, tag or commit of a repository on the Hub.
-        token: Token for a private repository; by default the one stored by `hf auth login`.
-        trust_remote_code: Whether to run model code that the repository brings.
-        device: Where to put the model, such as "cpu" or "cuda:1"; by default "cuda" where there is one, else "cpu".
+        model_name_or_path: A folder written by `save_pretrained` or by training, or the id of a Hub repository.
+        model_revision: Branch, tag or commit of a Hub repository.
+        token: Access token for a private repository. Defaults to the one stored by `hf auth login`.
+        trust_remote_code: Allow the model's own code files to run.
+        device: Device of the model, such as "cpu" or "cuda:1". Defaults to "cuda" if available, else "cpu".
 
     Returns:
         The model, in eval mode, and the tokenizer.
 
     Raises:
-        UserError: There is no such model, it is incomplete or of another kind, or there is no such device.
+        UserError: The model does not exist, is incomplete or of another kind, or the device does not exist.
     """
     path = Path(model_name_or_path)
     if path.is_dir():
@@ -44,7 +45,7 @@ def load(
     elif path.exists():
         raise UserError(f"{path} is a file; give the folder that holds the model")
 
-    options = {"revision": model_revision, "token": token, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"revision": model_revision, "token": token, "trust_remote_code": trust_remote_code}
     try:
         model = AutoModelForSeq2SeqLM.from_pretrained(model_name_or_path, **options)
         tokenizer = PreTrainedTokenizerFast.from_pretrained(model_name_or_path, **options)

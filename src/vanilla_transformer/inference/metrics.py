@@ -1,9 +1,11 @@
-"""Scores of translations: sacreBLEU and chrF with the signatures that make them comparable, and exact match."""
+"""Scores of translations: sacreBLEU and chrF with their signatures, and exact match."""
 
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from typing import Any, TypedDict
 
 import evaluate
+import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
 from sacrebleu.metrics import BLEU, CHRF
@@ -14,7 +16,7 @@ from ..errors import UserError
 
 
 class Scores(TypedDict):
-    """What `score` gives; ready for JSON."""
+    """Result of `score`; serialisable as JSON."""
 
     bleu: float
     bleu_signature: str
@@ -36,16 +38,17 @@ def score(
     Args:
         hypotheses: One translation per sentence, as plain (detokenized) text.
         references: One reference per sentence, or a list of them per sentence.
-        bleu_tokenize: sacreBLEU's name of the tokenizer that BLEU counts with, such as "zh" for Chinese, or "none" for
-            text that is tokenized already. Scores by different ones can't be compared.
+        bleu_tokenize: BLEU's tokenizer by its name in sacreBLEU, such as "zh" for Chinese, or "none" for text that is
+            already tokenized. Scores with different tokenizers are not comparable.
 
     Returns:
-        `bleu` (sacreBLEU) and `chrf` from 0 to 100 with their signatures; BLEU's n-gram precisions (from 0 to 100),
-        brevity penalty and lengths in its own tokens; `exact_match`, the percentage of translations that equal a
-        reference character by character; and the number of sentences.
+        `bleu` and `chrf` (0 to 100) with their signatures; BLEU's n-gram precisions (0 to 100), brevity penalty and
+        lengths in BLEU's own tokens; `exact_match`, the percentage of translations that equal a reference exactly; and
+        the number of sentences.
 
     Raises:
-        UserError: No sentences, not as many hypotheses as references, or a sentence without a reference.
+        UserError: There are no sentences, the numbers of hypotheses and references differ, or a sentence has no
+            reference.
     """
     if len(hypotheses) != len(references):
         raise UserError(
@@ -58,9 +61,8 @@ def score(
         if not alternatives:
             raise UserError(f"sentence {number} has no reference; give at least one")
 
-    # sacreBLEU wants the n-th references of all sentences together, with None where a sentence has fewer.
-    most = max(len(alternatives) for alternatives in per_sentence)
-    streams = [[row[n] if n < len(row) else None for row in per_sentence] for n in range(most)]
+    # sacreBLEU's streams are the transpose of per_sentence: [["a", "b"], ["c"]] -> [["a", "c"], ["b", None]]
+    streams: Any = list(map(list, zip_longest(*per_sentence)))  # Any: sacreBLEU's hints do not mention its None
     bleu_metric, chrf_metric = BLEU(tokenize=bleu_tokenize), CHRF()
     bleu = bleu_metric.corpus_score(hypotheses, streams)
     chrf = chrf_metric.corpus_score(hypotheses, streams)
@@ -80,9 +82,10 @@ def score(
 
 
 class TranslationMetric(evaluate.Metric):
-    """`score` as a metric of the evaluate library, without the script that `evaluate.load` would download.
+    """`score` as a metric of the library evaluate, without a script to download.
 
-    `TranslationMetric().compute(predictions=[...], references=[...])` takes and gives what `score` does.
+    `TranslationMetric().compute(predictions=[...], references=[...])` takes the arguments of `score` and returns its
+    result.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -99,28 +102,29 @@ class TranslationMetric(evaluate.Metric):
         )
 
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> Scores | None:
-        """Score `predictions` against `references`, or what `add` and `add_batch` have collected."""
+        """Score `predictions` against `references`, or the sentences collected by `add` and `add_batch`."""
         if predictions is not None and references is not None and not len(predictions) == len(references) > 0:
-            return score(predictions, references)  # which says what is wrong; the library would fail with IndexError
+            return score(predictions, references)  # raises UserError; the library would raise IndexError
         return super().compute(predictions=predictions, references=references, **kwargs)
 
     def _compute(self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> Scores:
         return score(predictions, references)
 
 
-def compute_metrics_with(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
-    """The `compute_metrics` of a Seq2SeqTrainer with `predict_with_generate`.
+def make_compute_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
+    """Make the `compute_metrics` function of a Seq2SeqTrainer with `predict_with_generate`.
 
     Args:
         tokenizer: The model's tokenizer.
 
     Returns:
-        A function from generated ids and labels, both of shape [sentences, length] and padded with -100, to "bleu",
-        "chrf" and "exact_match".
+        A function that takes generated ids and labels, int64 of shape [sentences, length] padded with -100, and
+        returns "bleu", "chrf" and "exact_match".
     """
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
-        scores = score(decode(tokenizer, prediction.predictions), decode(tokenizer, prediction.label_ids))
-        return {name: scores[name] for name in ("bleu", "chrf", "exact_match")}
+        predictions, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+        scores = score(decode(tokenizer, predictions), decode(tokenizer, labels))
+        return {"bleu": scores["bleu"], "chrf": scores["chrf"], "exact_match": scores["exact_match"]}
 
     return compute_metrics

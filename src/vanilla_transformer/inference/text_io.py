@@ -1,4 +1,4 @@
-"""Lines of text in and out: command line, standard input, output files."""
+"""Text of the command line, of pipes and of output files."""
 
 import io
 import os
@@ -9,14 +9,17 @@ from collections.abc import Iterable, Iterator
 from typing import TextIO
 
 from ..errors import UserError
-from .translate import WINDOW
+from .translate import WINDOW_SIZE
 
 
-def decoded(sentences: list[str]) -> list[str]:
-    """Sentences from the command line, in UTF-8 whatever the locale.
+def decode_arguments(sentences: list[str]) -> list[str]:
+    """Decode command-line arguments as UTF-8, whatever the locale.
+
+    Args:
+        sentences: Arguments as in `sys.argv`, decoded by Python in the locale's encoding.
 
     Raises:
-        UserError: A sentence that is not valid UTF-8.
+        UserError: A sentence is not valid UTF-8.
     """
     try:
         return [os.fsencode(sentence).decode("utf-8") for sentence in sentences]
@@ -24,24 +27,24 @@ def decoded(sentences: list[str]) -> list[str]:
         raise UserError("a sentence on the command line is not valid UTF-8; convert it, as with iconv") from error
 
 
-def one_line(text: str) -> str:
-    """The text with each line break in it replaced by a space, for files and pipes with one translation per line."""
+def replace_line_breaks(text: str) -> str:
+    """Replace each line break by a space, for output with one translation per line."""
     return re.sub(r"\r\n|\r|\n", " ", text)
 
 
 def reopen_output(path: str, lines_per_sentence: int, sentences: int) -> tuple[TextIO, int]:
-    """Open a file of translations to go on with it; lines at its end that are not those of a whole sentence go.
+    """Reopen an unfinished output and drop a trailing partial sentence.
 
     Args:
-        path: The file.
-        lines_per_sentence: How many lines a sentence has.
-        sentences: How many sentences there are in all.
+        path: The output file.
+        lines_per_sentence: Number of lines written for each sentence.
+        sentences: Number of sentences in the input.
 
     Returns:
-        The file, and how many sentences are done.
+        The file, positioned at its end, and the number of sentences in it.
 
     Raises:
-        UserError: It is longer than the translation of all sentences would be, or cannot be written.
+        UserError: The file holds more sentences than the input, or cannot be written.
     """
     try:
         file = open(path, "r+b")
@@ -62,20 +65,24 @@ def reopen_output(path: str, lines_per_sentence: int, sentences: int) -> tuple[T
     return io.TextIOWrapper(file, encoding="utf-8", newline="\n"), done
 
 
-def as_they_arrive(lines: Iterable[str]) -> Iterator[list[str]]:
-    """Windows of at most `WINDOW` lines: what has come by the time that the next window is asked for, at least one.
+def read_arriving_lines(lines: Iterable[str]) -> Iterator[list[str]]:
+    """Group piped lines into windows as they arrive, so that a single line is translated without waiting for more.
 
-    So who writes a line and waits gets an answer, and who writes many gets them translated together. Reading begins at
-    once, in a thread of its own, which is never more than a window ahead.
+    A background thread starts to read at once and stays at most `WINDOW_SIZE` lines ahead.
+
+    Args:
+        lines: The lines; an exception that they raise is raised after the window before it.
+
+    Returns:
+        An iterator over windows of 1 to `WINDOW_SIZE` lines: all that have arrived when the window is asked for.
     """
-    end = object()
-    arrived: queue.Queue = queue.Queue(WINDOW)
+    arrived: queue.Queue[str | Exception | None] = queue.Queue(WINDOW_SIZE)  # ends with None or the exception
 
     def read() -> None:
         try:
             for line in lines:
                 arrived.put(line)
-            arrived.put(end)
+            arrived.put(None)
         except Exception as error:
             arrived.put(error)
 
@@ -83,15 +90,18 @@ def as_they_arrive(lines: Iterable[str]) -> Iterator[list[str]]:
 
     def windows() -> Iterator[list[str]]:
         while True:
-            window = [arrived.get()]
-            while not arrived.empty() and isinstance(window[-1], str) and len(window) < WINDOW:
-                window.append(arrived.get())
-            last = window[-1] if isinstance(window[-1], str) else window.pop()
+            window: list[str] = []
+            item = arrived.get()
+            while isinstance(item, str):
+                window.append(item)
+                if arrived.empty() or len(window) == WINDOW_SIZE:
+                    break
+                item = arrived.get()
             if window:
                 yield window
-            if isinstance(last, Exception):
-                raise last
-            if last is end:
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
                 return
 
     return windows()

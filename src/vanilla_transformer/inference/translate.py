@@ -1,4 +1,4 @@
-"""Translate any number of sentences, in batches of similar length."""
+"""Translate any number of sentences in batches of similar length."""
 
 import copy
 import logging
@@ -20,15 +20,9 @@ from ..generation_vanilla_transformer import completed, gnmt_beam_search
 logger = logging.getLogger(__name__)
 
 
-WINDOW = 4096  # sentences read ahead, so that enough of like length come together
-
-
+WINDOW_SIZE = 4096  # sentences that are sorted by length together
 BATCH_TOKENS = 1024
-
-
-MIN_LENGTH = 8  # as which a shorter sentence counts in a batch, so that a thousand words do not come together
-
-
+MIN_COUNTED_LENGTH = 8  # a shorter sentence counts as this many tokens, which bounds the batch size for one-word inputs
 MAX_SOURCE_LENGTH = 1024
 
 
@@ -37,8 +31,8 @@ class Translation(NamedTuple):
 
     Attributes:
         text: The translation.
-        score: log P(Y|X) / ((5 + |Y|) / 6)^alpha in the paper's search, which with one beam is greedy and has alpha 0.
-            0 for a blank sentence's empty translation; NaN where another search gives no score.
+        score: log P(Y|X) / ((5 + |Y|) / 6)^alpha with the paper's search; alpha is 0 with one beam (greedy search).
+            0 for the empty translation of a blank sentence, NaN if another search returns no scores.
     """
 
     text: str
@@ -53,32 +47,35 @@ def translate(
     progress: bool = False,
     **settings: Any,
 ) -> Iterator[list[Translation]]:
-    """Translate any number of sentences, in order; reads `WINDOW` sentences ahead.
+    """Translate any number of sentences, in order.
+
+    Sentences are read in windows of `WINDOW_SIZE`; the next window is read when its first translation is asked for.
 
     Args:
-        model: The model, on any device, in any dtype and mode; its mode is the same afterwards.
+        model: The model, on any device, in any dtype, in training or eval mode; its mode is restored.
         tokenizer: The model's tokenizer.
-        sentences: One string per sentence, in a list or as an iterator. A blank one has empty translations.
-        progress: Whether to show a progress bar on standard error, if that is a terminal.
-        **settings: As in `translate_windows`, with the same errors.
+        sentences: One string per sentence, as a list or an iterator. A blank sentence has an empty translation.
+        progress: Show a progress bar on standard error if that is a terminal.
+        **settings: Keyword arguments of `translate_windows`.
 
     Returns:
-        An iterator with a list of `num_return_sequences` translations for each sentence, best first.
+        An iterator over lists of `num_return_sequences` translations, one list per sentence, best first.
 
     Raises:
-        TypeError: One string in place of several.
+        TypeError: `sentences` is a single string.
+        UserError: As in `translate_windows`.
     """
     if isinstance(sentences, str):
         raise TypeError("translate() takes a list of sentences; this is a single string")
     total = len(sentences) if isinstance(sentences, Sized) else None
     bar = tqdm(total=total, unit=" sentences", disable=None if progress else True)
-    return translate_windows(model, tokenizer, windows_of(sentences), bar=bar, **settings)
+    return translate_windows(model, tokenizer, split_into_windows(sentences), bar=bar, **settings)
 
 
-def windows_of(sentences: Iterable[str]) -> Iterator[list[str]]:
-    """Lists of `WINDOW` sentences each, the last perhaps of fewer."""
+def split_into_windows(sentences: Iterable[str]) -> Iterator[list[str]]:
+    """Split sentences into lists of `WINDOW_SIZE`; the last list may be shorter."""
     iterator = iter(sentences)
-    return iter(lambda: list(islice(iterator, WINDOW)), [])
+    return iter(lambda: list(islice(iterator, WINDOW_SIZE)), [])
 
 
 def translate_windows(
@@ -96,31 +93,33 @@ def translate_windows(
     bar: tqdm | None = None,
     **generate_kwargs: Any,
 ) -> Iterator[list[Translation]]:
-    """Translate sentences that come in windows, each of which is translated before the next is read.
+    """Translate windows of sentences; each window is translated before the next is read.
 
-    A window is sorted by length and cut into batches by token budget. Neighbours in a batch change nothing.
+    A window is sorted by length and cut into batches by token budget. A translation does not depend on the other
+    sentences of its batch.
 
     Args:
-        model: The model, on any device, in any dtype and mode; its mode is the same afterwards.
+        model: The model, on any device, in any dtype, in training or eval mode; its mode is restored.
         tokenizer: The model's tokenizer.
         windows: Lists of sentences.
-        num_beams: Beam size, 1 for greedy search; by default the model's own setting, or else the paper's 4.
+        num_beams: Beam size, 1 for greedy search. Defaults to the model's generation config, else to the paper's 4.
         num_return_sequences: Translations per sentence, best first; at most `num_beams`.
-        batch_tokens: The most source tokens of a batch, padding counted; short sentences count as `MIN_LENGTH`.
-        max_source_length: The most tokens of a sentence, `</s>` counted.
-        too_long: What to do with a sentence of more: "cut" it, with a warning that names it, or "refuse" it.
-        search: What `generate()` gets as `custom_generate`; None for its own searches.
-        first_sentence: The number that a warning gives the first sentence.
+        batch_tokens: Most source tokens in a batch, padding included; a shorter sentence counts as
+            `MIN_COUNTED_LENGTH` tokens. A sentence above the budget is a batch of its own.
+        max_source_length: Most tokens of a sentence, `</s>` included.
+        too_long: For a longer sentence: "cut" truncates it with a warning that names it, "refuse" raises.
+        search: Passed to `generate()` as `custom_generate`; None for the searches of transformers.
+        first_sentence: Number of the first sentence in warnings and errors.
         bar: A progress bar that counts sentences.
-        **generate_kwargs: All else that `generate()` takes, such as `length_penalty` or `max_new_tokens`. What is not
-            given is as the model's generation config says, the length penalty or else the paper's 0.6.
+        **generate_kwargs: Other arguments of `generate()`, such as `length_penalty` or `max_new_tokens`. Defaults come
+            from the model's generation config; the length penalty is 0.6 (the paper's) if that has none.
 
     Returns:
-        An iterator with a list of `num_return_sequences` translations for each sentence, best first.
+        An iterator over lists of `num_return_sequences` translations, one list per sentence, best first.
 
     Raises:
-        UserError: A setting that cannot be, or that does not go with another; while iterating also a sentence that is
-            too long, if these are refused.
+        UserError: A setting is out of range or contradicts another; while iterating, a sentence is too long and
+            `too_long` is "refuse".
     """
     for name, value in (
         ("num_beams", num_beams),
@@ -134,36 +133,37 @@ def translate_windows(
     if too_long not in ("cut", "refuse"):
         raise UserError(f'too_long is {too_long!r}; it must be "cut" or "refuse"')
     settings = {"num_return_sequences": num_return_sequences, **generate_kwargs}
-    own = model.generation_config
-    settings |= completed(num_beams or own.num_beams, settings.get("length_penalty", own.length_penalty))
-    if search is not None and not settings.get("do_sample", own.do_sample):
+    defaults = model.generation_config
+    settings |= completed(num_beams or defaults.num_beams, settings.get("length_penalty", defaults.length_penalty))
+    if search is not None and not settings.get("do_sample", defaults.do_sample):
         settings["custom_generate"] = search
     try:
         copy.deepcopy(model.generation_config).update(**settings)
     except ValueError as error:
         raise UserError(str(error)) from error
-    sources = _Sources(tokenizer, batch_tokens, max_source_length, too_long, first_sentence)
-    return _translate(model, tokenizer, iter(windows), sources, bar, settings)
+    batcher = _SourceBatcher(tokenizer, batch_tokens, max_source_length, too_long, first_sentence)
+    return _translate(model, tokenizer, iter(windows), batcher, bar, settings)
 
 
 def _translate(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     windows: Iterator[list[str]],
-    sources: "_Sources",
+    batcher: "_SourceBatcher",
     bar: tqdm | None,
     settings: dict[str, Any],
 ) -> Iterator[list[Translation]]:
-    """`translate_windows`, once its arguments are checked."""
+    """Translate with checked arguments; a generator, so nothing runs before the first translation is asked for."""
     per_sentence = settings["num_return_sequences"]
     with nullcontext() if bar is None else bar:
         for window in windows:
             translations = [[Translation("", 0.0)] * per_sentence for _ in window]
             blank = len(window)
-            for batch in sources.batches(window):
-                found = _generate(model, tokenizer, [ids for _, ids in batch], settings)
+            for batch in batcher.make_batches(window):
+                generated = _generate(model, tokenizer, [ids for _, ids in batch], settings)
                 for row, (index, _) in enumerate(batch):
-                    translations[index] = found[row * per_sentence : (row + 1) * per_sentence]
+                    # Two per sentence: generated = [row 0 best, row 0 second, row 1 best, row 1 second, ...]
+                    translations[index] = generated[row * per_sentence : (row + 1) * per_sentence]
                 blank -= len(batch)
                 if bar is not None:
                     bar.update(len(batch))
@@ -172,8 +172,11 @@ def _translate(
             yield from translations
 
 
-class _Sources:
-    """Turns windows of sentences into batches, and counts the sentences, so as to name one that is too long."""
+class _SourceBatcher:
+    """Tokenizes windows of sentences and groups them into batches.
+
+    Counts the sentences of all windows, to name one that is too long.
+    """
 
     def __init__(
         self,
@@ -185,25 +188,25 @@ class _Sources:
     ) -> None:
         self.tokenizer, self.batch_tokens = tokenizer, batch_tokens
         self.max_source_length, self.too_long = max_source_length, too_long
-        self.first_sentence = first_sentence  # the number of the next window's first
+        self.first_sentence = first_sentence  # number of the first sentence of the next window
 
-    def batches(self, window: list[str]) -> Iterator[list[tuple[int, list[int]]]]:
-        """The sentences that are not blank as (index, token ids), in batches of like length, longest first."""
+    def make_batches(self, window: list[str]) -> Iterator[list[tuple[int, list[int]]]]:
+        """Yield batches of (index in the window, token ids), longest sentences first; blank sentences are left out."""
         indices = [index for index, sentence in enumerate(window) if sentence.strip()]
         token_ids = self.tokenizer([window[index] for index in indices], verbose=False)["input_ids"] if indices else []
-        pairs = list(zip(indices, map(self.within_limit, indices, token_ids), strict=True))
+        pairs = list(zip(indices, map(self._limit_length, indices, token_ids), strict=True))
         self.first_sentence += len(window)
         batch: list[tuple[int, list[int]]] = []
         for index, ids in sorted(pairs, key=lambda pair: len(pair[1]), reverse=True):
-            if batch and (len(batch) + 1) * max(len(batch[0][1]), MIN_LENGTH) > self.batch_tokens:
+            if batch and (len(batch) + 1) * max(len(batch[0][1]), MIN_COUNTED_LENGTH) > self.batch_tokens:
                 yield batch
                 batch = []
             batch.append((index, ids))
         if batch:
             yield batch
 
-    def within_limit(self, index: int, ids: list[int]) -> list[int]:
-        """The ids of the window's sentence `index`, cut if they are too many and are not to be refused."""
+    def _limit_length(self, index: int, ids: list[int]) -> list[int]:
+        """Return the ids of sentence `index` of the window, truncated to `max_source_length` with `</s>` kept."""
         if len(ids) <= self.max_source_length:
             return ids
         fault = (
@@ -212,20 +215,20 @@ class _Sources:
         )
         if self.too_long == "refuse":
             raise UserError(f"{fault}; split it into sentences, or raise max_source_length")
-        logger.warning("%s; what is beyond is cut off and not translated", fault)
+        logger.warning("%s; the rest is cut off and not translated", fault)
         return [*ids[: self.max_source_length - 1], ids[-1]]
 
 
 def _generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], settings: dict[str, Any]
 ) -> list[Translation]:
-    """Run `generate()` in eval mode, on a batch that is padded on the right."""
-    with evaluating(model), torch.inference_mode():
+    """Run `generate()` in eval mode on a batch of token ids, padded on the right."""
+    with eval_mode(model), torch.inference_mode():
         rows = [torch.tensor(ids) for ids in token_ids]
         input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
         lengths = torch.tensor([len(ids) for ids in token_ids])
         attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(model.device)
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]  # from GenerationMixin, which PreTrainedModel does not name
             input_ids=input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
         )
     texts = decode(tokenizer, output.sequences)
@@ -234,8 +237,8 @@ def _generate(
 
 
 @contextmanager
-def evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Eval mode, and afterwards the mode that was."""
+def eval_mode(model: PreTrainedModel) -> Iterator[None]:
+    """Switch the model to eval mode; restore its mode on exit."""
     was_training = model.training
     model.eval()
     try:

@@ -17,7 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from ..data.files import open_output
 from ..errors import UserError, require
 from ..generation_vanilla_transformer import completed, gnmt_beam_search
-from ..inference.translate import evaluating
+from ..inference.translate import eval_mode
 from ..modeling_vanilla_transformer import shift_right
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def attention_maps(
             raise UserError(f"the {name} is blank; there is nothing that could attend to anything")
     input_ids = _ids(model, tokenizer, source)
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
-    with evaluating(model), torch.inference_mode():
+    with eval_mode(model), torch.inference_mode():
         if target is None:
             own = model.generation_config
             search = {"custom_generate": gnmt_beam_search, **completed(own.num_beams, own.length_penalty)}

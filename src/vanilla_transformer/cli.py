@@ -6,6 +6,7 @@ from importlib import import_module
 
 import vanilla_transformer
 
+from .commands.process import end_distributed_process
 from .errors import exit_on_user_error
 
 # Each command is the module of its name in `commands`.
@@ -43,6 +44,6 @@ def main(argv: list[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     command = make_parser().parse_args(argv[:1]).command
-    with exit_on_user_error():
+    with end_distributed_process(), exit_on_user_error():
         vanilla_transformer.register()
         import_module(f".commands.{command}", __package__).main(argv[1:])

@@ -233,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
             say(f"no picture of the run: {error}")
     if not interrupt.interrupted:
         trainer.save_model()
-    # A process that ends with the connections to others open can abort after all is done.
+    # Close the connections to the other processes; `end_distributed_process` takes care of what they leave behind.
     trainer.accelerator.end_training()
     if interrupt.interrupted:
         say(f"Stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint.")

@@ -8,21 +8,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
-from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from transformers import (
     PreTrainedModel,
-    Seq2SeqTrainer,
     TrainerState,
 )
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data.batching import TokenBatchSampler, token_lengths
 from ..data.streaming import TokenStream
@@ -30,10 +25,11 @@ from ..errors import UserError, first_line
 from ..modeling_vanilla_transformer import IGNORED_LABEL
 from .callbacks import LossOnProgressBar
 from .checkpoints import complete_checkpoints
+from .fsdp import FSDPSeq2SeqTrainer
 from .recipe import PaperTrainingArguments, set_paper_learning_rate
 
 
-class VanillaTransformerTrainer(Seq2SeqTrainer):
+class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
     """Seq2SeqTrainer with batches by token budget and the paper's label smoothing.
 
     It differs from the stock trainer, which works with the model as well, in this:
@@ -215,37 +211,6 @@ class VanillaTransformerTrainer(Seq2SeqTrainer):
             ) from error
         finally:
             self._clock += time.perf_counter() - start
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """The stock save; under FSDP, which gives the model a class of its own, by the model's own name and code."""
-        model_class = type(self.model)
-        if isinstance(self.model, FSDPModule):
-            self.model.__class__ = model_class.__bases__[1]
-            state_dict = self._without_tied(state_dict)
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.model.__class__ = model_class
-
-    def _without_tied(self, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """One name for each matrix; FSDP gathers a tied one under each of its names."""
-        return {name: weight for name, weight in weights.items() if name not in self.model.all_tied_weights_keys}
-
-    def _load_from_checkpoint(self, checkpoint: str, model: nn.Module | None = None) -> None:
-        """The stock loading; under FSDP from model.safetensors, as torch's own way fails where matrices are tied."""
-        model = self.model if model is None else model
-        if not isinstance(model, FSDPModule):
-            super()._load_from_checkpoint(checkpoint, model)
-            return
-        weights = self._without_tied(load_file(Path(checkpoint, SAFE_WEIGHTS_NAME)))
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
-
-    def _load_best_model(self) -> None:
-        """The stock loading of the best checkpoint, under FSDP in the same way as in resuming."""
-        if isinstance(self.model, FSDPModule):
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
-        else:
-            super()._load_best_model()
 
     def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
         """The stock step, without what it leaves in the generation config: a `max_length` of 20 among others."""

@@ -1,0 +1,57 @@
+"""Checkpoints under FSDP that equal those of a single process."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
+from torch.distributed.fsdp import FSDPModule
+from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers.utils import SAFE_WEIGHTS_NAME
+
+
+class FSDPSeq2SeqTrainer(Seq2SeqTrainer):
+    """Seq2SeqTrainer whose folders are the same with and without FSDP.
+
+    Without FSDP it is the stock trainer. The stock trainer, as of transformers 5.23, has three faults under FSDP:
+    - It saves the name and the code of the class that FSDP derives from the model's class.
+    - It saves a tied matrix once under each of its names.
+    - It can't load a checkpoint, or the best model, where matrices are tied.
+    """
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Save the model under its own class, each matrix once."""
+        sharded_class = type(self.model)
+        if isinstance(self.model, FSDPModule):
+            self.model.__class__ = sharded_class.__bases__[1]  # bases = (FSDPModule, the model's own class)
+            state_dict = _without_tied_copies(self.model, state_dict)
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.model.__class__ = sharded_class
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Load the weights of a checkpoint; under FSDP from `model.safetensors`."""
+        model = self.model if model is None else model
+        if not isinstance(model, FSDPModule):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
+        weights = _without_tied_copies(model, load_file(Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)))
+        # Not strict, as the tied copies are missing; they are tied to what is loaded.
+        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+
+    def _load_best_model(self) -> None:
+        """Load the weights of the best checkpoint; under FSDP in the same way as when resuming."""
+        if isinstance(self.model, FSDPModule):
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        else:
+            super()._load_best_model()
+
+
+def _without_tied_copies(model: PreTrainedModel, weights: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Leave out the further names of tied matrices; FSDP gathers a tied matrix once under each name."""
+    if weights is None:
+        return None
+    return {name: weight for name, weight in weights.items() if name not in model.all_tied_weights_keys}

@@ -27,6 +27,7 @@ PIPELINE_FILES = {
     "pipeline_vanilla_transformer.py",
     "generation_vanilla_transformer.py",
     "step_decoder_vanilla_transformer.py",
+    "eval_mode_vanilla_transformer.py",
 }
 MODEL_FILES = {"configuration_vanilla_transformer.py", "modeling_vanilla_transformer.py"}
 CUSTOM_PIPELINES = {

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForSeq2SeqLM, Pipeline, StoppingCriteria, StoppingCriteriaList
 
+from .eval_mode_vanilla_transformer import eval_mode
 from .generation_vanilla_transformer import TOKENS_BEYOND_SOURCE, completed, gnmt_beam_search
 
 REGISTERED_TASK = "vanilla-translation"
@@ -103,12 +104,8 @@ class VanillaTransformerTranslationPipeline(Pipeline):
     def _generate(self, sources: dict[str, torch.Tensor], generate_kwargs: dict[str, Any]) -> torch.Tensor:
         """Run `generate()` in eval mode; int64 of shape [sources * num_return_sequences, length]."""
         settings = self._complete(dict(generate_kwargs), sources["attention_mask"].sum(dim=1))
-        was_training = self.model.training
-        self.model.eval()
-        try:
+        with eval_mode(self.model):
             output = self.model.generate(**sources, **settings)
-        finally:
-            self.model.train(was_training)
         return output if isinstance(output, torch.Tensor) else output.sequences
 
     def _complete(self, settings: dict[str, Any], source_lengths: torch.Tensor) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import decode
 from ..errors import UserError
+from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import completed, gnmt_beam_search
 
 logger = logging.getLogger(__name__)
@@ -234,14 +235,3 @@ def _generate(
     texts = decode(tokenizer, output.sequences)
     scores = output.get("sequences_scores")
     return list(map(Translation, texts, [math.nan] * len(texts) if scores is None else scores.tolist()))
-
-
-@contextmanager
-def eval_mode(model: PreTrainedModel) -> Iterator[None]:
-    """Switch the model to eval mode; restore its mode on exit."""
-    was_training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(was_training)

@@ -16,8 +16,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ..data.files import open_output
 from ..errors import UserError, require
+from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import completed, gnmt_beam_search
-from ..inference.translate import eval_mode
 from ..modeling_vanilla_transformer import shift_right
 
 if TYPE_CHECKING:

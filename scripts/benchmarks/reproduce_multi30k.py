@@ -14,7 +14,8 @@ from tempfile import TemporaryDirectory
 
 from vanilla_transformer.commands import evaluate, train
 from vanilla_transformer.data.files import in_use
-from vanilla_transformer.data.reading import load_pairs, read_lines
+from vanilla_transformer.data.reading import load_pairs
+from vanilla_transformer.data.text_files import read_lines
 from vanilla_transformer.data.tokenization import subword_nmt_tokenizer
 from vanilla_transformer.errors import UserError, exit_on_user_error
 from vanilla_transformer.training.averaging import average_checkpoints

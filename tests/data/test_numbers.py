@@ -47,7 +47,7 @@ def test_numbers_depend_on_the_seed_alone():
 
 
 def test_a_split_gives_all_its_numbers_and_no_more():
-    available = sum(number_corpus._split_of(n) == "test" for n in range(1_000_000))
+    available = sum(number_corpus._assign_split(n) == "test" for n in range(1_000_000))
     assert len(set(number_corpus._sample_numbers("test", available, 0))) == available > 90_000
     with pytest.raises(UserError, match=f"size is {available + 1:,}, but the test split can have 1 to {available:,}"):
         number_pairs("en", "fr", "test", available + 1)

@@ -52,7 +52,7 @@ def test_special_tokens_have_the_documented_ids(either):
     assert (either.bos_token_id, either.pad_token_id, either.eos_token_id, either.unk_token_id) == (0, 1, 2, 3)
 
 
-def test_trap_10_every_text_ends_in_eos_which_is_not_pad(either):
+def test_every_text_ends_in_eos_which_is_not_pad(either):
     for text in ["", "Two men.", " "]:
         ids = either(text)["input_ids"]
         assert ids == [*either(text, add_special_tokens=False)["input_ids"], either.eos_token_id]
@@ -96,7 +96,7 @@ def test_auto_tokenizer_loads_the_same_tokenizer(tokenizer, saved):
     assert [loaded(text)["input_ids"] for text in CORPUS[:4]] == [tokenizer(text)["input_ids"] for text in CORPUS[:4]]
 
 
-def test_trap_14_saved_under_the_class_name_that_transformers_4_knows(saved, tmp_path):
+def test_saved_under_the_class_name_that_transformers_4_knows(saved, tmp_path):
     PreTrainedTokenizerFast.from_pretrained(saved).save_pretrained(tmp_path)
     for folder in (saved, tmp_path):
         config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -168,7 +168,7 @@ def test_subword_nmt_tokenizer_is_saved_and_loaded(tmp_path):
 
 
 def test_codes_that_can_not_be_are_refused():
-    with pytest.raises(UserError, match="the codes' line 2 is 'lo'"):
+    with pytest.raises(UserError, match="line 2 of the codes is 'lo'"):
         subword_nmt_tokenizer(["#version: 0.2", "lo"], ["low"])
     with pytest.raises(UserError, match="no text"):
         subword_nmt_tokenizer(CODES, [" "])

@@ -11,7 +11,7 @@ import torch
 from helpers import wordy_model
 
 from vanilla_transformer import gnmt_beam_search
-from vanilla_transformer.data.tokenization import decode, train_tokenizer
+from vanilla_transformer.data.tokenization import decode_batch, train_tokenizer
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.inference import translate as decoding
 from vanilla_transformer.inference.loading import load
@@ -96,7 +96,7 @@ def test_at_most_input_length_plus_50(model, tokenizer, monkeypatch):
     lengths = []
     pad = tokenizer.pad_token_id
     monkeypatch.setattr(
-        decoding, "decode", lambda _, ids: lengths.extend((ids != pad).sum(1).tolist()) or [""] * len(ids)
+        decoding, "decode_batch", lambda _, ids: lengths.extend((ids != pad).sum(1).tolist()) or [""] * len(ids)
     )
     sentences = [sentence for sentence in SENTENCES if sentence.strip()]
     list(translate(model, tokenizer, sentences, suppress_tokens=[tokenizer.eos_token_id, pad]))
@@ -118,12 +118,12 @@ def test_the_search_is_the_papers_unless_another_is_asked_for(model, tokenizer, 
         return_dict_in_generate=True,
     )
     ((found,),) = translate(model, tokenizer, [sentence], max_new_tokens=limit)
-    assert found.text == decode(tokenizer, paper.sequences)[0]
+    assert found.text == decode_batch(tokenizer, paper.sequences)[0]
     assert found.score == pytest.approx(paper.sequences_scores.item())
     ((found,),) = translate(model, tokenizer, [sentence], **settings, length_penalty=2.0, search=None)
-    assert found.text == decode(tokenizer, library)[0] and math.isnan(found.score)
+    assert found.text == decode_batch(tokenizer, library)[0] and math.isnan(found.score)
 
-    greedy = decode(tokenizer, model.generate(**inputs, num_beams=1, max_new_tokens=limit))
+    greedy = decode_batch(tokenizer, model.generate(**inputs, num_beams=1, max_new_tokens=limit))
     for search in (gnmt_beam_search, None):
         settings = {"num_beams": 1, "length_penalty": 3.0, "max_new_tokens": limit, "search": search}
         assert texts(translate(model, tokenizer, [sentence], **settings)) == [greedy]
@@ -141,7 +141,7 @@ def test_sampling_is_the_librarys(model, tokenizer, monkeypatch):
 def test_a_sentence_that_is_too_long_is_cut_or_refused(model, tokenizer, caplog):
     sentences = ["a dog", "", "two dogs run on the green grass", "a cat"]
     ids = tokenizer(sentences[2])["input_ids"]
-    cut = decode(tokenizer, np.array([ids[:5]]))[0]
+    cut = decode_batch(tokenizer, np.array([ids[:5]]))[0]
     found = list(translate(model, tokenizer, sentences, max_source_length=6, **SHORT))
     assert texts(found[2:3]) == texts(translate(model, tokenizer, [cut], **SHORT))
     assert f"sentence 3 has {len(ids)} tokens, more than max_source_length 6; the rest is cut off" in caplog.text
@@ -265,4 +265,4 @@ def test_a_single_string_is_refused(model, tokenizer):
 def test_ignored_positions_are_never_decoded(tokenizer):
     ids = tokenizer("a dog runs")["input_ids"]
     rows = np.array([[0, *ids, -100, -100], [-100, -100, 0, *ids]])
-    assert decode(tokenizer, rows) == decode(tokenizer, torch.tensor(rows)) == ["a dog runs"] * 2
+    assert decode_batch(tokenizer, rows) == decode_batch(tokenizer, torch.tensor(rows)) == ["a dog runs"] * 2

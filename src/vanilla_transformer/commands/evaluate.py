@@ -25,7 +25,8 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..data.files import open_output
 from ..data.numbers import number_pairs
-from ..data.reading import load_pairs, read_lines
+from ..data.reading import load_pairs
+from ..data.text_files import read_lines
 from ..errors import UserError
 from ..generation_vanilla_transformer import PAPER_DECODING
 from ..hub.probe import weights_digest

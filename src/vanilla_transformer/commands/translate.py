@@ -21,7 +21,7 @@ from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.files import open_output
-from ..data.reading import iterate_lines
+from ..data.text_files import iterate_lines
 from ..errors import UserError
 from ..inference.text_io import decode_arguments, read_arriving_lines, reopen_output, replace_line_breaks
 from ..inference.translate import Translation, split_into_windows, translate_windows

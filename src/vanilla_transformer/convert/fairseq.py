@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..data.files import check_not_in_use
-from ..data.reading import read_lines
+from ..data.text_files import read_lines
 from ..data.tokenization import EOS_TOKEN, SPECIAL_TOKENS, PreTrainedTokenizerFast, dictionary_tokenizer
 from ..errors import UserError, first_line
 from ..generation_vanilla_transformer import paper_generation_config

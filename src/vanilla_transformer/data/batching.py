@@ -1,4 +1,4 @@
-"""Batches by token budget (section 5.1): sentence pairs of similar length together, padding counted."""
+"""Batches by token budget (section 5.1): sentence pairs of similar length together."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -21,17 +21,17 @@ TARGET_LENGTH_STEP = 3
 class TokenBatchSampler(Sampler[list[int]]):
     """Batches of at most `max_tokens` source and `max_tokens` target tokens, padding counted.
 
-    Every pair is in exactly one batch of an epoch. Pairs of equal lengths change places and batches change their order
-    from epoch to epoch, by `seed` and epoch alone; so an interrupted epoch can be repeated, and the number of batches
-    is the same in all epochs.
+    Every pair is in exactly one batch of an epoch. In each epoch, pairs of equal lengths are shuffled among each other,
+    and so are the batches. Both depend on `seed` and epoch alone, so an interrupted epoch can be repeated, and the
+    number of batches is the same in all epochs.
 
     Args:
         source_lengths: Tokens of each source, `</s>` counted, int64 of shape [pairs].
         target_lengths: The same for the targets.
         max_tokens: The budget of either side.
         seed: Seed of the shuffling.
-        num_processes: Processes that take the batches in turn. The number of batches is a multiple of it, for which
-            the largest are halved, so that each process has equally many.
+        num_processes: Processes that take the batches in turn. The largest batches are halved until the number of
+            batches is a multiple of it, so that each process has equally many.
 
     Raises:
         UserError: A sentence that is longer than the budget, or fewer pairs than processes.
@@ -65,14 +65,15 @@ class TokenBatchSampler(Sampler[list[int]]):
             self.ends = np.insert(self.ends, largest, self.ends[largest] - sizes[largest] // 2)
 
     def _order(self, random: np.random.Generator) -> np.ndarray:
-        """Indices of the pairs by length, equals shuffled: [pairs]."""
+        """Return the indices of the pairs sorted by length, equal lengths shuffled, int64 of shape [pairs]."""
         step = self.target_lengths // TARGET_LENGTH_STEP
-        # Source lengths rise in one step and fall in the next, so that a batch that spans two is of similar length.
+        # Source lengths rise in one step and fall in the next, so that a batch across two steps has similar lengths:
+        # targets of 3 to 5 tokens, sources of 9, 5, 2; then targets of 6 to 8 tokens, sources of 3, 6, 9.
         source = np.where(step % 2 == 0, self.source_lengths, -self.source_lengths)
         return np.lexsort((random.permutation(len(step)), self.target_lengths, source, step))
 
     def _batch_ends(self, order: np.ndarray) -> np.ndarray:
-        """Where each batch ends in `order`. Depends on the lengths in order only, which are the same in all epochs."""
+        """Return where each batch ends in `order`, int64 of shape [batches]; the same for the orders of all epochs."""
         ends, size, longest = [], 0, 0
         pair_lengths = np.maximum(self.source_lengths, self.target_lengths)[order]
         for index, length in enumerate(pair_lengths):
@@ -85,12 +86,12 @@ class TokenBatchSampler(Sampler[list[int]]):
 
     @property
     def tokens(self) -> int:
-        """Source and target tokens of all pairs."""
+        """Number of source and target tokens of all pairs."""
         return int(self.source_lengths.sum() + self.target_lengths.sum())
 
     @property
     def places(self) -> int:
-        """Source and target tokens of all batches, padding counted."""
+        """Number of source and target tokens of all batches with padding."""
         total = 0
         for lengths in (self.source_lengths, self.target_lengths):
             batches = np.split(lengths[self._order(np.random.default_rng(self.seed))], self.ends[:-1])
@@ -103,13 +104,15 @@ class TokenBatchSampler(Sampler[list[int]]):
         return 1 - self.tokens / self.places
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next iteration is of; the Trainer calls this."""
+        """Select the epoch of the next iteration; the Trainer calls this."""
         self.epoch = epoch
 
     def __len__(self) -> int:
+        """Return the number of batches of an epoch, of all processes."""
         return len(self.ends)
 
     def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the epoch as indices of pairs."""
         random = np.random.default_rng((self.seed, self.epoch))
         batches = np.split(self._order(random), self.ends[:-1])
         for index in random.permutation(len(batches)):
@@ -117,7 +120,7 @@ class TokenBatchSampler(Sampler[list[int]]):
 
 
 def token_lengths(dataset: Dataset, column: str) -> np.ndarray:
-    """Number of tokens of each row, int64 of shape [rows], read from Arrow without making lists of the tokens.
+    """Return the number of tokens of each row, int64 of shape [rows], without making lists of the tokens.
 
     Args:
         dataset: A data set whose `column` holds lists of ids.
@@ -128,10 +131,15 @@ def token_lengths(dataset: Dataset, column: str) -> np.ndarray:
 
 
 class TranslationCollator:
-    """Pads examples into a batch that carries the decoder's input.
+    """Pad examples into a batch that includes `decoder_input_ids`.
 
-    The library's own collator gives `decoder_input_ids` only if it holds the model, and without them label smoothing,
-    which takes the labels away from the model, can't run. This one always gives them.
+    The library's own collator returns `decoder_input_ids` only if it holds the model. Without them the Trainer's label
+    smoothing fails, as it passes no labels to the model.
+
+    Args:
+        tokenizer: Gives the padding token.
+        decoder_start_token_id: First id of the decoder's input.
+        pad_to_multiple_of: Pad lengths to a multiple of this.
     """
 
     def __init__(

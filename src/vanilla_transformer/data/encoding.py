@@ -1,20 +1,36 @@
 """Filter and tokenize sentence pairs."""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
-from .reading import fingerprint, no_pairs
+from .caching import cache_key
+from .reading import no_pairs_message
 
 RATIO_FREE_LENGTH = 10  # tokens; pairs whose longer side is no longer than this may have any ratio of lengths
 
 
+class LengthLimits(NamedTuple):
+    """Limits on the lengths of a pair, in tokens with `</s>`.
+
+    Attributes:
+        max_source_length: The most tokens that a source sentence may have.
+        max_target_length: The most tokens that a target sentence may have.
+        max_length_ratio: The most times that one side may be as long as the other.
+    """
+
+    max_source_length: int
+    max_target_length: int
+    max_length_ratio: float
+
+
 @dataclass(frozen=True)
 class DropReport:
-    """How many pairs were kept, and how many were dropped for which reason.
+    """Number of pairs that were kept, and that were dropped for each reason.
 
     Attributes:
         kept: Pairs that are left.
@@ -29,6 +45,7 @@ class DropReport:
     length_ratio: int
 
     def __str__(self) -> str:
+        """Return the report as one sentence."""
         total = self.kept + self.empty + self.too_long + self.length_ratio
         return (
             f"kept {self.kept:,} of {total:,} pairs; dropped {self.empty:,} with an empty side, {self.too_long:,} over "
@@ -45,7 +62,8 @@ class DropReport:
             raise UserError(f"no sentence pair is left: {self}; raise the limits, or check the data")
 
 
-KEPT, _EMPTY, _TOO_LONG, _LENGTH_RATIO = range(4)  # what `encode_batch` says of a pair
+# What `encode_batch` decides on a pair: the index of the field of `DropReport` that counts it.
+KEPT, _EMPTY, _TOO_LONG, _LENGTH_RATIO = range(4)
 
 
 def encode_pairs(
@@ -62,14 +80,14 @@ def encode_pairs(
     A pair is dropped if either side is blank, if either side is too long, or if the longer side has more than
     `max_length_ratio` times the tokens of the shorter. Lengths are in tokens and include `</s>`. The ratio says nothing
     about very short sentences ("No." may be three words elsewhere), so it is not applied where the longer side has at
-    most 10 tokens.
+    most `RATIO_FREE_LENGTH` tokens.
 
     Args:
         pairs: Columns "source" and "target".
         tokenizer: A tokenizer that appends its end-of-sentence token, such as `train_tokenizer` gives.
-        max_source_length: The most tokens that a source sentence may have.
-        max_target_length: The most tokens that a target sentence may have.
-        max_length_ratio: The most times that one side may be as long as the other.
+        max_source_length: As in `LengthLimits`.
+        max_target_length: As in `LengthLimits`.
+        max_length_ratio: As in `LengthLimits`.
         num_proc: Processes to tokenize in. None for this one only, with the tokenizer's own threads.
 
     Returns:
@@ -79,9 +97,9 @@ def encode_pairs(
         UserError: No pair is left, or the tokenizer appends no end-of-sentence token.
     """
     if len(pairs) == 0:
-        raise UserError(no_pairs("the data set"))
+        raise UserError(no_pairs_message("the data set"))
     check_appends_eos(tokenizer)
-    limits = (max_source_length, max_target_length, max_length_ratio)
+    limits = LengthLimits(max_source_length, max_target_length, max_length_ratio)
     # What decides the ids, and no more: the tokenizer's pickle, which `datasets` would hash, also holds where it came
     # from. The call above has undone any padding and truncation that were left switched on.
     backend = tokenizer.backend_tokenizer.to_str()
@@ -92,7 +110,7 @@ def encode_pairs(
         remove_columns=pairs.column_names,
         features=Features({"input_ids": [Value("int32")], "labels": [Value("int32")], "dropped": Value("int8")}),
         num_proc=None if num_proc is None else min(num_proc, len(pairs)),
-        new_fingerprint=fingerprint(pairs._fingerprint, backend, tokenizer.split_special_tokens, limits),
+        new_fingerprint=cache_key(pairs._fingerprint, backend, tokenizer.split_special_tokens, tuple(limits)),
         desc="Tokenizing",
     )
     dropped = encoded.data.column("dropped").to_numpy()
@@ -102,7 +120,7 @@ def encode_pairs(
 
 
 def check_appends_eos(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Refuse a tokenizer that never says where a sentence ends.
+    """Refuse a tokenizer that does not mark the end of a sentence.
 
     Raises:
         UserError: It appends no end-of-sentence token.
@@ -115,20 +133,19 @@ def check_appends_eos(tokenizer: PreTrainedTokenizerFast) -> None:
 
 
 def encode_batch(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast, limits: tuple[int, int, float]
+    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast, limits: LengthLimits
 ) -> dict[str, list]:
-    """Tokenize some pairs, and decide on each.
+    """Tokenize some pairs, and decide which to drop.
 
     Args:
         batch: Columns "source" and "target".
         tokenizer: As in `encode_pairs`.
-        limits: `max_source_length`, `max_target_length` and `max_length_ratio` of `encode_pairs`.
+        limits: As in `encode_pairs`.
 
     Returns:
         Columns "input_ids" and "labels", empty where the pair is dropped, and "dropped", which is `KEPT` or the index
         of the reason among `DropReport`'s fields.
     """
-    max_source_length, max_target_length, max_length_ratio = limits
     columns: dict[str, list] = {"input_ids": [], "labels": [], "dropped": []}
     for source, target, source_ids, target_ids in zip(
         batch["source"],
@@ -137,16 +154,18 @@ def encode_batch(
         tokenizer(batch["target"], return_attention_mask=False, verbose=False)["input_ids"],
         strict=True,
     ):
-        shorter, longer = sorted((len(source_ids), len(target_ids)))
-        if not source.strip() or not target.strip():
-            dropped = _EMPTY
-        elif len(source_ids) > max_source_length or len(target_ids) > max_target_length:
-            dropped = _TOO_LONG
-        elif longer > RATIO_FREE_LENGTH and longer > max_length_ratio * shorter:
-            dropped = _LENGTH_RATIO
-        else:
-            dropped = KEPT
+        blank = not source.strip() or not target.strip()
+        dropped = _EMPTY if blank else _check_lengths(len(source_ids), len(target_ids), limits)
         columns["input_ids"].append(source_ids if dropped == KEPT else [])
         columns["labels"].append(target_ids if dropped == KEPT else [])
         columns["dropped"].append(dropped)
     return columns
+
+
+def _check_lengths(source_length: int, target_length: int, limits: LengthLimits) -> int:
+    """Return `KEPT`, `_TOO_LONG` or `_LENGTH_RATIO` for a pair of so many tokens."""
+    if source_length > limits.max_source_length or target_length > limits.max_target_length:
+        return _TOO_LONG
+    shorter, longer = sorted((source_length, target_length))
+    over_ratio = longer > RATIO_FREE_LENGTH and longer > limits.max_length_ratio * shorter
+    return _LENGTH_RATIO if over_ratio else KEPT

@@ -1,4 +1,4 @@
-"""Files and folders to write into: nothing of the user's is overwritten."""
+"""Output files and folders; nothing that exists is overwritten."""
 
 import tempfile
 from pathlib import Path
@@ -8,7 +8,7 @@ from ..errors import UserError
 
 
 def in_use(folder: Path) -> bool:
-    """Whether writing into a folder could overwrite something: it holds anything, or is a file."""
+    """Return whether a folder holds anything, or is a file, so that writing into it could overwrite something."""
     return folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
 
 
@@ -16,17 +16,17 @@ def check_not_in_use(folder: str | Path, purpose: str) -> None:
     """Refuse to write into a folder that is in use.
 
     Raises:
-        UserError: It is; the sentence asks for another folder for the `purpose`, a noun.
+        UserError: It is in use; the sentence asks for another folder for the `purpose`, a noun.
     """
     if in_use(Path(folder)):
         raise UserError(f"{folder} already exists and is not empty; give another folder for the {purpose}")
 
 
 def check_writable(folder: Path) -> None:
-    """Make the folder if need be and try to write into it: better now than after the first thousand steps.
+    """Create a folder if necessary and try to write into it, to fail early and not at the first checkpoint.
 
     Raises:
-        UserError: It can't be made or written into.
+        UserError: It can't be created or written into.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,10 +37,10 @@ def check_writable(folder: Path) -> None:
 
 
 def open_output(path: str, binary: bool = False) -> IO:
-    """Open a new file to write to, translations unless it is binary.
+    """Create a file and open it for writing, as UTF-8 text unless `binary`.
 
     Raises:
-        UserError: The file exists already, or cannot be made.
+        UserError: The file exists already, or can't be created.
     """
     try:
         return open(path, "xb") if binary else open(path, "x", encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""The embedded corpus: numbers written out, real text with exact answers and without a download."""
+"""The embedded corpus: numbers written out in words, real text with exact answers and without a download."""
 
 import copy
 import random
@@ -12,19 +12,15 @@ from datasets import Dataset
 from num2words import CONVERTER_CLASSES
 
 from ..errors import UserError
-from .reading import fingerprint, generate_pairs
+from .caching import PairRow, cache_key, cache_pairs
 
-_DIGIT_EDGES = (0, 10, 100, 1_000, 10_000, 100_000, 1_000_000)  # the numbers of n digits lie from one to the next
-
-
+_DIGIT_EDGES = (0, 10, 100, 1_000, 10_000, 100_000, 1_000_000)  # numbers of n digits: edge n - 1 up to edge n
 _ALWAYS_TRAIN = 100  # below it, many languages have a word of its own for each number
-
-
 _SPLITS = ("train", "validation", "test")
 
 
 def number_pairs(source_lang: str, target_lang: str, split: str, size: int, seed: int = 0) -> Dataset:
-    """Numbers from 0 to 999,999, written out in two languages by the library `num2words`.
+    """Write out numbers from 0 to 999,999 in two languages with the library `num2words`.
 
     Which split a number belongs to is fixed, so that no number is in two splits whatever their sizes and seeds: below
     100 all are for training; above, a checksum of its digits puts a tenth each into validation and test. A split's
@@ -50,22 +46,26 @@ def number_pairs(source_lang: str, target_lang: str, split: str, size: int, seed
             known = ", ".join(sorted(CONVERTER_CLASSES))
             raise UserError(f"num2words does not know the language {lang!r}; choose from {known}")
     numbers = _sample_numbers(split, size, seed)
-    return generate_pairs(
+    return cache_pairs(
         _write_numbers,
-        (tuple(numbers), source_lang, target_lang),
-        fingerprint("numbers", version("num2words"), source_lang, target_lang, split, size, seed),
+        cache_key("numbers", version("num2words"), source_lang, target_lang, split, size, seed),
+        numbers=tuple(numbers),
+        source_lang=source_lang,
+        target_lang=target_lang,
     )
 
 
-def _split_of(number: int) -> str:
+def _assign_split(number: int) -> str:
+    """Return the split that a number belongs to."""
     tenth = zlib.crc32(b"%d" % number) % 10
     return "train" if number < _ALWAYS_TRAIN or tenth > 1 else "test" if tenth else "validation"
 
 
 def _sample_numbers(split: str, size: int, seed: int) -> list[int]:
+    """Draw numbers of a split, equally many of each count of digits as far as there are, in random order."""
     if split not in _SPLITS:
         raise UserError(f"the numbers have no split {split!r}; choose from {', '.join(_SPLITS)}")
-    classes = [[n for n in range(*span) if _split_of(n) == split] for span in pairwise(_DIGIT_EDGES)]
+    classes = [[n for n in range(*span) if _assign_split(n) == split] for span in pairwise(_DIGIT_EDGES)]
     available = sum(map(len, classes))
     if not 1 <= size <= available:
         raise UserError(f"size is {size:,}, but the {split} split can have 1 to {available:,} numbers")
@@ -77,25 +77,27 @@ def _sample_numbers(split: str, size: int, seed: int) -> list[int]:
     return sample
 
 
-def _write_numbers(numbers: Sequence[int], source_lang: str, target_lang: str) -> Iterator[tuple[str, str]]:
-    sides = [(lang, _converter(lang)) for lang in (source_lang, target_lang)]
+def _write_numbers(numbers: Sequence[int], source_lang: str, target_lang: str) -> Iterator[PairRow]:
+    """Yield each number in both languages."""
+    sides = {"source": source_lang, "target": target_lang}
+    converters = {lang: _fast_converter(lang) for lang in sides.values()}
     for number in numbers:
-        written = []
-        for lang, converter in sides:
+        pair = {}
+        for side, lang in sides.items():
             try:
-                written.append(converter.to_cardinal(number))
+                pair[side] = converters[lang].to_cardinal(number)
             except Exception as error:
                 raise UserError(
                     f"num2words can't write {number} in {lang!r} ({type(error).__name__}); choose another language"
                 ) from error
-        yield written[0], written[1]
+        yield pair
 
 
-def _converter(lang: str) -> Any:
-    """The writer of a language, without the words for numbers that are never asked for here.
+def _fast_converter(lang: str) -> Any:
+    """Return num2words' converter of a language, limited to numbers below one million.
 
-    num2words goes through all its words from the largest down for each part of a number; most are far beyond a million,
-    and without them it is three to ten times as fast.
+    num2words tries all its words from the largest down for each part of a number. Most are far beyond a million;
+    without them it is three to ten times as fast.
     """
     converter = copy.copy(CONVERTER_CLASSES[lang])
     if hasattr(converter, "cards"):

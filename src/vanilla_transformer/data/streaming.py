@@ -1,10 +1,10 @@
-"""Batches from data that is read as it is needed: for more sentence pairs than memory or cache can hold."""
+"""Batches from streamed data, for more sentence pairs than memory or cache can hold."""
 
 import copy
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 from datasets import IterableDataset
@@ -13,31 +13,62 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from .batching import TokenBatchSampler
-from .encoding import KEPT, DropReport, check_appends_eos, encode_batch
+from .encoding import KEPT, DropReport, LengthLimits, check_appends_eos, encode_batch
 
 READ_AT_ONCE = 1_000  # pairs that are tokenized together
 
-
 Pair = dict[str, list[int]]  # "input_ids" and "labels"
+
+
+class StreamState(TypedDict):
+    """What was read and batched before a shuffle buffer is filled; ready for JSON.
+
+    Attributes:
+        epoch: How often all pairs were read.
+        batches: Batches made.
+        dropped: Pairs kept and dropped, as in `DropReport`.
+        tokens: Source and target tokens of all batches.
+        places: The same with padding.
+        reader: State of the data set within the epoch, None at its beginning.
+    """
+
+    epoch: int
+    batches: int
+    dropped: list[int]
+    tokens: int
+    places: int
+    reader: dict[str, Any] | None
+
+
+class StreamPosition(TypedDict):
+    """Where training stands in a stream; ready for JSON.
+
+    Attributes:
+        taken: Batches of all processes that were trained on.
+        buffer: The state before the buffer that the next batch comes from.
+    """
+
+    taken: int
+    buffer: StreamState
 
 
 class TokenStream(TorchIterableDataset):
     """Endless batches by token budget, from a shuffle buffer that is filled again and again.
 
     What fills the buffer is batched by `TokenBatchSampler`: pairs of similar length together, batches in random order.
-    When the pairs are all read, they are read anew. The batches follow from the pairs, the limits and the seed alone,
-    so that `position` and `resume` continue a run with the batches it would have seen.
+    After the last pair comes the first again. The batches depend on the pairs, the limits and the seed alone, so that
+    `position` and `resume` continue a run with the batches it would have seen.
 
     Args:
         pairs: Columns "source" and "target", as `load_pairs(..., streaming=True)` gives.
         tokenizer: A tokenizer that appends its end-of-sentence token.
         max_tokens: The budget of a batch: so many source and so many target tokens, padding counted.
-        max_source_length: The most tokens that a source sentence may have, as in `encode_pairs`.
-        max_target_length: The most tokens that a target sentence may have.
-        max_length_ratio: The most times that one side may be as long as the other.
+        max_source_length: As in `LengthLimits`.
+        max_target_length: As in `LengthLimits`.
+        max_length_ratio: As in `LengthLimits`.
         buffer_size: Pairs in the shuffle buffer.
         seed: Seed of the shuffling.
-        process_index: Which of the processes this is.
+        process_index: Number of this process.
         num_processes: Processes that take the batches in turn. Each reads all pairs.
 
     Raises:
@@ -70,21 +101,22 @@ class TokenStream(TorchIterableDataset):
             raise UserError(f"the shuffle buffer's size is {buffer_size}; it must be at least 1")
         self.pairs = pairs
         self.tokenizer = tokenizer
-        self.limits = (max_source_length, max_target_length, max_length_ratio)
+        self.limits = LengthLimits(max_source_length, max_target_length, max_length_ratio)
         self.max_tokens = max_tokens
         self.buffer_size = buffer_size
         self.seed = seed
         self.process_index = process_index
         self.num_processes = num_processes
-        # What was read and batched before a buffer: before the first to make, before those made, and up to now.
-        self._start = {"epoch": 0, "batches": 0, "dropped": [0] * 4, "tokens": 0, "places": 0, "reader": None}
-        self._buffers: deque[dict[str, Any]] = deque()
+        self._start: StreamState = {
+            "epoch": 0, "batches": 0, "dropped": [0] * 4, "tokens": 0, "places": 0, "reader": None
+        }  # fmt: skip
+        self._buffers: deque[StreamState] = deque()  # before each buffer that may not be trained on yet
         self._now = self._start
-        self._taken = 0  # how many batches of all processes a run has trained on that is resumed
+        self._taken = 0  # batches of all processes that the resumed run was trained on
 
     @property
     def report(self) -> DropReport:
-        """What was kept and dropped of the pairs read so far, each counted as often as it was read."""
+        """Pairs kept and dropped so far, each counted as often as it was read."""
         return DropReport(*self._now["dropped"])
 
     @property
@@ -92,8 +124,8 @@ class TokenStream(TorchIterableDataset):
         """Share of the tokens of the batches made so far that is padding, source and target together."""
         return 1 - self._now["tokens"] / self._now["places"] if self._now["places"] else 0.0
 
-    def position(self, taken: int) -> dict[str, Any]:
-        """Where a run stands that has trained on the first `taken` batches of all processes; ready for JSON.
+    def position(self, taken: int) -> StreamPosition:
+        """Return the position of a run that has trained on the first `taken` batches of all processes.
 
         Batches that were made ahead of that do not count.
         """
@@ -101,15 +133,16 @@ class TokenStream(TorchIterableDataset):
             self._buffers.popleft()
         return {"taken": taken, "buffer": self._buffers[0] if self._buffers else self._start}
 
-    def resume(self, position: dict[str, Any]) -> None:
-        """Begin where another stream of the same pairs and settings had come to."""
+    def resume(self, position: StreamPosition) -> None:
+        """Start at the position of another stream of the same pairs and settings."""
         self._start, self._taken = position["buffer"], position["taken"]
 
     def __iter__(self) -> Iterator[list[Pair]]:
+        """Yield this process's batches, without end."""
         self._now = self._start
         self._buffers.clear()
         while True:
-            reader = copy.copy(self.pairs)  # which would begin at the last state loaded into it for ever
+            reader = copy.copy(self.pairs)  # a data set keeps a loaded state for every later iteration
             reader.set_epoch(self._now["epoch"])
             if self._now["reader"] is not None:
                 reader.load_state_dict(self._now["reader"])
@@ -118,7 +151,8 @@ class TokenStream(TorchIterableDataset):
                 before = self._now
                 self._buffers.append(before)
                 buffer, dropped = self._fill(rows)
-                self._now = before | {
+                self._now = {
+                    **before,
                     "dropped": [sum(counts) for counts in zip(before["dropped"], dropped, strict=True)],
                     "reader": reader.state_dict(),
                 }
@@ -130,7 +164,8 @@ class TokenStream(TorchIterableDataset):
                     self.max_tokens,
                     seed=self.seed + before["batches"],
                 )
-                self._now |= {
+                self._now = {
+                    **self._now,
                     "batches": before["batches"] + len(sampler),
                     "tokens": before["tokens"] + sampler.tokens,
                     "places": before["places"] + sampler.places,
@@ -139,10 +174,10 @@ class TokenStream(TorchIterableDataset):
                     if number >= self._taken and number % self.num_processes == self.process_index:
                         yield [buffer[index] for index in indices]
             self.report.check()
-            self._now = self._now | {"epoch": self._now["epoch"] + 1, "reader": None}
+            self._now = {**self._now, "epoch": self._now["epoch"] + 1, "reader": None}
 
     def _fill(self, rows: Iterator[dict[str, str]]) -> tuple[list[Pair], list[int]]:
-        """The next pairs to keep, none at the end, and how many were kept or dropped, as in `DropReport`."""
+        """Return the next pairs to keep (none at the end), and counts of kept and dropped pairs as in `DropReport`."""
         buffer: list[Pair] = []
         dropped = np.zeros(4, dtype=np.int64)
         while len(buffer) < self.buffer_size and (

@@ -1,7 +1,7 @@
-"""One joint byte-level BPE vocabulary for source and target, as a stock fast tokenizer.
+"""Joint byte-level BPE for source and target, as a stock fast tokenizer.
 
 The paper (section 5.1) shares one BPE vocabulary between both languages. Working on bytes rather than characters
-means that no text is ever unknown and that decoding gives back exactly what was encoded.
+means that no text is ever unknown and that decoding restores the encoded text exactly.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,14 +14,11 @@ from transformers import PreTrainedTokenizerBase, TokenizersBackend
 from ..errors import UserError
 
 BOS_TOKEN, PAD_TOKEN, EOS_TOKEN, UNK_TOKEN = SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0, 1, 2, 3
-
-
-_WORD_END = "</w>"  # what subword-nmt puts after a word's last character
-
+_WORD_END = "</w>"  # subword-nmt's mark after a word's last character
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
 
-
+# Texts that tokenizers commonly fail to restore; each new tokenizer is checked with them.
 _HARD_STRINGS = (
     "",
     " ",
@@ -40,26 +37,26 @@ _HARD_STRINGS = (
 
 
 class PreTrainedTokenizerFast(TokenizersBackend):
-    """The stock fast tokenizer under the name by which transformers 4 knows it.
+    """The stock fast tokenizer under its transformers 4 name.
 
-    A tokenizer is saved under its class's own name. transformers 5 has renamed the stock class to
+    A tokenizer is saved under the name of its class. transformers 5 has renamed the stock class to
     `TokenizersBackend`, which version 4 and other tools refuse; `PreTrainedTokenizerFast` loads in both. So do copies
-    that this class's `from_pretrained` loads and saves again. `AutoTokenizer` returns the library's own class,
-    which loads everything alike but saves under the new name.
+    that this class's `from_pretrained` loads and saves again. `AutoTokenizer` returns the library's own class, which
+    encodes and decodes the same but saves under the new name.
     """
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
     """Train a joint byte-level BPE tokenizer.
 
-    The tokenizer appends `</s>` and nothing else, adds no `token_type_ids`, pads on the right, and reads special
-    tokens inside a text (`"</s>"`, `"<pad>"`) as the plain text they are. `decode(..., skip_special_tokens=True)`
-    gives back the encoded text exactly.
+    The tokenizer appends `</s>` and nothing else, adds no `token_type_ids`, pads on the right, and encodes the names of
+    special tokens inside a text (`"</s>"`, `"<pad>"`) as plain text. `decode(..., skip_special_tokens=True)` restores
+    the encoded text exactly.
 
     Args:
         texts: Sentences of both languages, each read once and none kept.
-        vocab_size: The number of types wanted, special tokens and the 256 bytes included. A small corpus, where no
-            further pair of types occurs twice, gives fewer.
+        vocab_size: Number of types, special tokens and the 256 bytes included. A small corpus gives fewer, when no
+            further pair of types occurs twice.
 
     Returns:
         The tokenizer, with the ids `<s>` 0, `<pad>` 1, `</s>` 2 and `<unk>` 3.
@@ -102,16 +99,16 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
 
 def subword_nmt_tokenizer(codes: Iterable[str], texts: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer from the merges of subword-nmt or fastBPE, for text that is tokenized already.
+    """Make a tokenizer from the merges of subword-nmt or fastBPE, for text that is tokenized already.
 
     Splits at spaces and merges each word's characters as `subword-nmt apply-bpe` does. Decoding joins the pieces to
-    words, with one space between them.
+    words and the words with spaces.
 
     Args:
-        codes: The lines of the file of codes: a merge each, of two symbols and perhaps how often it was seen; a first
-            line that starts with `#version` is passed over.
-        texts: The training text, without segmentation: its characters complete the vocabulary. A character that is
-            not among them becomes `<unk>`.
+        codes: The lines of the file of codes: a merge each, as two symbols and optionally a count. A line that starts
+            with `#version` is skipped.
+        texts: The training text before segmentation: its characters complete the vocabulary. Any other character
+            becomes `<unk>`.
 
     Returns:
         The tokenizer, with the special tokens as in `train_tokenizer`.
@@ -119,18 +116,19 @@ def subword_nmt_tokenizer(codes: Iterable[str], texts: Iterable[str]) -> PreTrai
     Raises:
         UserError: A line that is no merge, or there is no text in `texts`.
     """
-    merges = []
+    merges: list[tuple[str, str]] = []
     for number, line in enumerate(codes, start=1):
-        if not line.startswith("#version"):
-            merge = tuple(line.split()[:2])
-            if len(merge) < 2:
-                raise UserError(f"the codes' line {number} is {line!r}; it must have two symbols with a space between")
-            merges.append(merge)
+        if line.startswith("#version"):
+            continue
+        symbols = line.split()
+        if len(symbols) < 2:
+            raise UserError(f"line {number} of the codes is {line!r}; it must be two symbols with a space between")
+        merges.append((symbols[0], symbols[1]))
     characters = sorted({character for text in texts for character in text if not character.isspace()})
     if not characters:
         raise UserError("there is no text to take characters from: `texts` is empty, or every text in it is blank")
-    symbols = [symbol for merge in merges for symbol in (*merge, "".join(merge))]
-    types = [*SPECIAL_TOKENS, *characters, *(character + _WORD_END for character in characters), *symbols]
+    merged = [symbol for merge in merges for symbol in (*merge, "".join(merge))]
+    types = [*SPECIAL_TOKENS, *characters, *(character + _WORD_END for character in characters), *merged]
     vocabulary = {symbol: index for index, symbol in enumerate(dict.fromkeys(types))}
     backend = Tokenizer(models.BPE(vocabulary, merges, unk_token=UNK_TOKEN, end_of_word_suffix=_WORD_END))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -139,14 +137,14 @@ def subword_nmt_tokenizer(codes: Iterable[str], texts: Iterable[str]) -> PreTrai
 
 
 def dictionary_tokenizer(types: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer that looks words up, for text that is tokenized and segmented already, as fairseq takes it.
+    """Make a tokenizer that looks up types, for text that is tokenized and segmented already, as fairseq expects it.
 
-    Splits at spaces; what is not in the dictionary becomes `<unk>`. Decoding puts spaces between the types and joins
-    the pieces that `subword-nmt apply-bpe` marks with "@@". The codes of a BPE have no place in it: they make symbols
-    on their way that need not be in the dictionary, and a fast tokenizer needs an id for each.
+    Splits at spaces; a type that is not in the dictionary becomes `<unk>`. Decoding joins the types with spaces, and
+    the pieces that `subword-nmt apply-bpe` marks with "@@" to words. Merges can't be part of it: a fast tokenizer needs
+    an id for every intermediate symbol, and not all of them are in the dictionary.
 
     Args:
-        types: Each type once, in the order of their ids, beginning with the special tokens as in `train_tokenizer`.
+        types: Each type once, ordered by id, starting with the special tokens as in `train_tokenizer`.
     """
     backend = Tokenizer(models.WordLevel({word: index for index, word in enumerate(types)}, unk_token=UNK_TOKEN))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -162,7 +160,7 @@ def dictionary_tokenizer(types: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def _with_special_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
-    """The stock tokenizer around a backend, appending `</s>`."""
+    """Wrap a backend in the stock tokenizer class; it appends `</s>`."""
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS_TOKEN}",
         pair=f"$A {EOS_TOKEN} $B {EOS_TOKEN}",
@@ -181,6 +179,7 @@ def _with_special_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
 
 
 def _check_round_trip(tokenizer: PreTrainedTokenizerFast) -> None:
+    """Raise RuntimeError if the tokenizer does not restore a text exactly."""
     for text in _HARD_STRINGS:
         ids = tokenizer(text)["input_ids"]
         decoded = tokenizer.decode(ids, skip_special_tokens=True)
@@ -188,12 +187,12 @@ def _check_round_trip(tokenizer: PreTrainedTokenizerFast) -> None:
             raise RuntimeError(f"the trained tokenizer turns {text!r} into {ids} and back into {decoded!r}")
 
 
-def decode(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray | torch.Tensor) -> list[str]:
+def decode_batch(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray | torch.Tensor) -> list[str]:
     """Turn rows of ids into text, without special tokens.
 
     Args:
         tokenizer: The model's tokenizer.
-        token_ids: Integers of shape [rows, length]; -100, with which the Trainer pads, counts as padding.
+        token_ids: Integers of shape [rows, length]; -100, the Trainer's padding, counts as `<pad>`.
     """
     ids = np.asarray(token_ids.cpu() if isinstance(token_ids, torch.Tensor) else token_ids)
     return tokenizer.batch_decode(np.where(ids < 0, tokenizer.pad_token_id, ids), skip_special_tokens=True)

@@ -11,7 +11,7 @@ from datasets import Sequence as ListOf
 from sacrebleu.metrics import BLEU, CHRF
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
-from ..data.tokenization import decode
+from ..data.tokenization import decode_batch
 from ..errors import UserError
 
 
@@ -124,7 +124,7 @@ def make_compute_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPr
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         predictions, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-        scores = score(decode(tokenizer, predictions), decode(tokenizer, labels))
+        scores = score(decode_batch(tokenizer, predictions), decode_batch(tokenizer, labels))
         return {"bleu": scores["bleu"], "chrf": scores["chrf"], "exact_match": scores["exact_match"]}
 
     return compute_metrics

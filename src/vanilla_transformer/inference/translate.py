@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.tokenization import decode
+from ..data.tokenization import decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import completed, gnmt_beam_search
@@ -232,6 +232,6 @@ def _generate(
         output = model.generate(  # type: ignore[operator]  # from GenerationMixin, which PreTrainedModel does not name
             input_ids=input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
         )
-    texts = decode(tokenizer, output.sequences)
+    texts = decode_batch(tokenizer, output.sequences)
     scores = output.get("sequences_scores")
     return list(map(Translation, texts, [math.nan] * len(texts) if scores is None else scores.tolist()))

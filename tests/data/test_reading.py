@@ -1,0 +1,217 @@
+"""Each kind of data gives the same pairs, and what can't be read is refused with a sentence."""
+
+import gzip
+import json
+
+import pytest
+from datasets import Dataset, Features, Translation, Value
+from pair_files import ENGLISH, GERMAN, PAIRS, write, write_prefix
+
+from vanilla_transformer.data import reading
+from vanilla_transformer.data.reading import load_pairs
+from vanilla_transformer.data.text_files import read_lines
+from vanilla_transformer.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("empty_cache")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_prefix_files_are_read_line_by_line_exactly(tmp_path, suffix, end):
+    pairs = load_pairs(write_prefix(tmp_path, ENGLISH, GERMAN, suffix, end), "en", "de")
+    assert pairs.to_list() == PAIRS
+    assert pairs.features == Features({"source": Value("string"), "target": Value("string")})
+
+
+def test_the_languages_decide_the_direction(tmp_path):
+    prefix = write_prefix(tmp_path, ENGLISH, GERMAN)
+    assert load_pairs(prefix, "de", "en")["source"][:] == GERMAN
+
+
+def test_last_line_needs_no_line_feed_and_a_byte_order_mark_is_no_text(tmp_path):
+    path = write(tmp_path / "text", "\ufeffone\ntwo\n\nfour")
+    assert read_lines(path) == ["one", "two", "", "four"]
+    assert read_lines(write(tmp_path / "text.gz", "one\n\n")) == ["one", ""]
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_tsv_takes_quotes_as_they_are(tmp_path, suffix):
+    lines = ["id\tde\ten", *(f"{i}\t{pair['target']}\t{pair['source']}" for i, pair in enumerate(PAIRS))]
+    path = write(tmp_path / f"pairs.tsv{suffix}", "\n".join(lines))
+    assert load_pairs(path, "en", "de").to_list() == PAIRS
+
+
+def test_csv_takes_quotes_as_quoting(tmp_path):
+    path = write(tmp_path / "pairs.csv", 'en,de\n"Two ""men"", walking",Männer\n"a\r\nline","NA"\n\nnull,1.0\n')
+    assert load_pairs(path, "en", "de").to_list() == [
+        {"source": 'Two "men", walking', "target": "Männer"},
+        {"source": "a\r\nline", "target": "NA"},
+        {"source": "", "target": ""},
+        {"source": "null", "target": "1.0"},
+    ]
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_jsonl(tmp_path, nested):
+    rows = [{"en": pair["source"], "de": pair["target"] or None} for pair in PAIRS]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps({"translation": r} if nested else r) + "\n" for r in rows))
+    assert load_pairs(path, "en", "de").to_list() == PAIRS
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_parquet(tmp_path, nested):
+    rows = [{"en": pair["source"] or None, "de": pair["target"], "fr": "x"} for pair in PAIRS]
+    Dataset.from_list([{"translation": r} if nested else r for r in rows]).to_parquet(tmp_path / "a.parquet")
+    assert load_pairs(tmp_path / "a.parquet", "en", "de").to_list() == PAIRS
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_hub_data_set(monkeypatch, nested, streaming):
+    rows = [{"en": pair["source"], "de": pair["target"]} for pair in PAIRS]
+    plain = Dataset.from_list(rows)
+    translation = Dataset.from_dict({"translation": rows}, Features({"translation": Translation(["de", "en"])}))
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, kwargs))
+        dataset = translation if nested else plain
+        return dataset.to_iterable_dataset() if streaming else dataset
+
+    monkeypatch.setattr(reading, "load_dataset", load_dataset)
+    pairs = load_pairs("someone/some-data", "en", "de", split="test", config_name="de-en", streaming=streaming)
+    assert list(pairs) == PAIRS
+    assert asked == [(("someone/some-data", "de-en"), {"split": "test", "streaming": streaming})]
+
+
+def test_pairs_are_memory_mapped_and_made_once(tmp_path, monkeypatch):
+    prefix = write_prefix(tmp_path, ENGLISH, GERMAN)
+    first = load_pairs(prefix, "en", "de")
+    assert first.cache_files
+    with monkeypatch.context() as patch:
+        patch.setattr(reading, "iterate_lines", None)
+        assert load_pairs(prefix, "en", "de").to_list() == first.to_list()
+    write(tmp_path / "train.en", "changed\n" * 4)
+    assert load_pairs(prefix, "en", "de")["source"][:] == ["changed"] * 4
+
+
+def test_a_changed_parquet_file_is_read_again(tmp_path):
+    for sentence in ("one", "zwei"):
+        Dataset.from_dict({"en": [sentence], "de": [sentence]}).to_parquet(tmp_path / "a.parquet")
+        assert load_pairs(tmp_path / "a.parquet", "en", "de")["source"][:] == [sentence]
+
+
+# Data that can't be read
+
+
+@pytest.mark.parametrize(("source", "target"), [(5, 3), (3, 5), (0, 1), (1, 0)])
+def test_files_of_different_length(tmp_path, source, target):
+    prefix = write_prefix(tmp_path, ["a"] * source, ["b"] * target)
+    shorter = min(source, target)
+    message = f"train.en has {source} lines but .*train.de has {target}, so lines {shorter + 1} and after"
+    with pytest.raises(UserError, match=message):
+        load_pairs(prefix, "en", "de")
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_undecodable_bytes(tmp_path, suffix):
+    content = "gut\nschön\n".encode() + "schön\n".encode("latin-1")
+    (tmp_path / f"a{suffix}").write_bytes(gzip.compress(content) if suffix else content)
+    with pytest.raises(UserError, match=rf"a{suffix}, line 3: byte 0xf6 at position 4 .* iconv"):
+        read_lines(tmp_path / f"a{suffix}")
+
+
+def test_undecodable_bytes_in_one_file_of_a_prefix(tmp_path):
+    prefix = write_prefix(tmp_path, ["a", "b"], ["c", "d"])
+    (tmp_path / "train.de").write_bytes(b"c\n\xff\xfe\n")
+    with pytest.raises(UserError, match=r"train.de, line 2: byte 0xff at position 1"):
+        load_pairs(prefix, "en", "de")
+
+
+def test_broken_gzip(tmp_path):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(b"line\n" * 1000)[:-20])
+    with pytest.raises(UserError, match=r"a\.gz.*check the path and the file"):
+        read_lines(tmp_path / "a.gz")
+    (tmp_path / "b.gz").write_bytes(b"plain\n")
+    with pytest.raises(UserError, match=r"b\.gz: Not a gzipped file"):
+        read_lines(tmp_path / "b.gz")
+
+
+def test_unknown_file():
+    with pytest.raises(UserError, match=r"no/such/file: No such file or directory; check"):
+        read_lines("no/such/file")
+    with pytest.raises(UserError, match=r"pairs.tsv can't be read: No such file or directory"):
+        load_pairs("pairs.tsv", "en", "de")
+    with pytest.raises(UserError, match=r"pairs.parquet can't be read: no such file"):
+        load_pairs("pairs.parquet", "en", "de")
+    with pytest.raises(UserError, match=r"no /data/train: looked for /data/train.en or /data/train.en.gz and .*de.gz"):
+        load_pairs("/data/train", "en", "de")
+
+
+def test_missing_language_file(tmp_path):
+    prefix = write_prefix(tmp_path, ["a"], ["b"])
+    with pytest.raises(UserError, match=r"'fr' half .* there is .*train.en, but no .*train.fr or .*train.fr.gz"):
+        load_pairs(prefix, "en", "fr")
+
+
+def test_file_of_unknown_kind_and_folder(tmp_path):
+    for path in (tmp_path, write(tmp_path / "pairs.xlsx", "")):
+        with pytest.raises(UserError, match="give a .tsv, .csv, .jsonl or .parquet file, or the prefix"):
+            load_pairs(path, "en", "de")
+
+
+def test_the_same_language_twice(tmp_path):
+    with pytest.raises(UserError, match="both 'en'"):
+        load_pairs(write_prefix(tmp_path, ["a"], ["b"]), "en", "en")
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "a.parquet"])
+def test_missing_column(tmp_path, name):
+    path = tmp_path / name
+    if name == "a.parquet":
+        Dataset.from_dict({"en": ["a"], "fr": ["b"]}).to_parquet(path)
+    else:
+        write(path, {"a.tsv": "en\tfr\na\tb\n", "a.csv": "en,fr\na,b\n", "a.jsonl": '{"en": "a", "fr": "b"}\n'}[name])
+    with pytest.raises(UserError, match=rf"{name}.*: there is no column 'de' but 'en', 'fr'; name"):
+        load_pairs(path, "en", "de")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.tsv", "en\tde\na\tb\na\tb\tc\n", r"a.tsv, line 3: 3 columns, but the first line names 2 \('en', 'de'\)"),
+        ("a.tsv", "en\tde\na\n", r"a.tsv, line 2: 1 columns"),
+        ("a.csv", 'en,de\n"a\nb",c\nd\n', r"a.csv, line 4: 1 columns"),
+        ("a.csv", 'en,de\na,"b\n', r"a.csv, line 2: .*fix the quoting"),
+        ("a.jsonl", '{"en": "a", "de": "b"}\n{"en"\n', r"a.jsonl, line 2: not JSON"),
+        ("a.jsonl", '["a", "b"]\n', r"a.jsonl, line 1: '\[\"a\", \"b\"\]' is no JSON object"),
+        ("a.jsonl", '{"en": "a", "de": 1}\n', r"a.jsonl, line 1: 'de' is 1; it must be a string"),
+        ("a.jsonl", '{"en": "\\ud83d", "de": "b"}\n', r"a.jsonl, line 1: 'en' is '\\ud83d'; it must be a string"),
+        ("a.parquet", "no Parquet", r"a.parquet can't be read as Parquet: "),
+    ],
+)
+def test_malformed_files(tmp_path, name, text, message):
+    with pytest.raises(UserError, match=message) as raised:
+        load_pairs(write(tmp_path / name, text), "en", "de")
+    assert "\n" not in str(raised.value)
+
+
+def test_numbers_where_sentences_belong(tmp_path):
+    Dataset.from_dict({"en": ["a"], "de": [1]}).to_parquet(tmp_path / "a.parquet")
+    with pytest.raises(UserError, match="a.parquet: column 'de' holds int64; it must hold strings"):
+        load_pairs(tmp_path / "a.parquet", "en", "de")
+
+
+@pytest.mark.parametrize("name", ["a.tsv", "a.csv", "a.jsonl", "train"])
+def test_data_without_pairs(tmp_path, name):
+    write_prefix(tmp_path, [], [])
+    if name != "train":
+        write(tmp_path / name, {"a.tsv": "en\tde\n", "a.csv": "", "a.jsonl": ""}[name])
+    with pytest.raises(UserError, match="holds no sentence pairs"):
+        load_pairs(tmp_path / name, "en", "de")
+
+
+def test_hub_data_set_out_of_reach():
+    with pytest.raises(UserError, match=r"someone/data is neither a pair of files here .* nor, with split 'test'") as e:
+        load_pairs("someone/data", "en", "de", split="test")
+    assert "\n" not in str(e.value)

@@ -491,7 +491,7 @@ def test_a_half_written_checkpoint_is_passed_over_with_a_warning(tmp_path, token
     if state is not None:
         state_file.write_text(state)
     assert checkpoint_to_resume(tmp_path, "last") == str(tmp_path / "checkpoint-8")
-    assert "checkpoint-12 was not written to the end and is passed over" in caplog.text
+    assert "checkpoint-12 was not written to the end and is skipped" in caplog.text
     assert [path.name for path in last_checkpoints(tmp_path, 2)] == ["checkpoint-4", "checkpoint-8"]
 
 

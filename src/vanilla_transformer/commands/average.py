@@ -1,4 +1,4 @@
-"""Average the last checkpoints of a run, or those named, into a model folder.
+"""Average the last checkpoints of a run, or the given checkpoints, into a model folder.
 
 vanilla-transformer average runs/en-de --last 5 --output_dir runs/en-de-averaged
 """
@@ -9,11 +9,16 @@ from ..training.averaging import average_checkpoints, last_checkpoints
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: The words of the command line; by default those of this process.
+    """
     parser = ArgumentParser(
         prog="vanilla-transformer average", description=__doc__, formatter_class=RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", nargs="+", help="a run's folder with --last, else checkpoints to average")
-    parser.add_argument("--last", type=int, help="how many of the run's last checkpoints")
+    parser.add_argument("folders", nargs="+", help="the folder of a run with --last, otherwise checkpoints to average")
+    parser.add_argument("--last", type=int, help="number of last checkpoints of the run")
     parser.add_argument("--output_dir", required=True, help="new folder for the averaged model")
     arguments = parser.parse_args(argv)
     if arguments.last is not None and len(arguments.folders) > 1:

@@ -1,4 +1,4 @@
-"""Train a Transformer on sentence pairs, or fine-tune one; without data, on numbers written out.
+"""Train a Transformer on sentence pairs, or fine-tune one; without data, on numbers spelled out.
 
 vanilla-transformer train --train_file data/train --validation_file data/val --source_lang en --target_lang de \
     --output_dir runs/en-de
@@ -38,62 +38,66 @@ NUMBERS = {"train": 40_000, "validation": 500}  # pairs of the embedded corpus
 
 @dataclass
 class ModelArguments:
-    """Which model: a new one of a preset's size, or one to fine-tune."""
+    """The model: a new one of a preset's size, or one to fine-tune."""
 
     model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a model to fine-tune; by default a new one is trained."}
+        default=None, metadata={"help": "Folder or Hub id of a model to fine-tune; by default, a new model."}
     )
     preset: Literal["tiny", "base", "big"] = field(default="base", metadata={"help": "Size of a new model."})
     config_overrides: str | None = field(
-        default=None, metadata={"help": "Changes to the preset, such as encoder_layers=3,dropout=0.2."}
+        default=None, metadata={"help": "Changes to the config, such as encoder_layers=3,dropout=0.2."}
     )
     tokenizer_name: str | None = field(
-        default=None, metadata={"help": "Folder or Hub id of a tokenizer; by default one is trained on the data."}
+        default=None, metadata={"help": "Folder or Hub id of a tokenizer; by default, one trained on the data."}
     )
-    vocab_size: int = field(default=37_000, metadata={"help": "Types of a tokenizer that is trained."})
+    vocab_size: int = field(default=37_000, metadata={"help": "Number of types of a new tokenizer."})
 
     @property
     def is_on_the_hub(self) -> bool:
-        """Whether the model to fine-tune comes from the Hub."""
+        """Return whether the model to fine-tune comes from the Hub."""
         return self.model_name_or_path is not None and not Path(self.model_name_or_path).is_dir()
 
 
 @dataclass
 class DataArguments:
-    """Which sentence pairs."""
+    """The sentence pairs to train and validate on."""
 
     train_file: str | None = field(
         default=None,
         metadata={
-            "help": "Prefix of two files (data/train for data/train.en and .de), .tsv, .csv, .jsonl or .parquet."
+            "help": "Prefix of two files (data/train: data/train.en and .de), or a .tsv, .csv, .jsonl, .parquet file."
         },
     )
     validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Id of a data set on the Hub, in place of files."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Its configuration."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id of a data set, instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
     source_lang: str = field(default="en", metadata={"help": "Language to translate from."})
     target_lang: str = field(default="fr", metadata={"help": "Language to translate into."})
-    max_source_length: int = field(default=256, metadata={"help": "Longer sources, in tokens, are left out."})
-    max_target_length: int = field(default=256, metadata={"help": "Longer targets, in tokens, are left out."})
+    max_source_length: int = field(default=256, metadata={"help": "Drop pairs with a longer source, in tokens."})
+    max_target_length: int = field(default=256, metadata={"help": "Drop pairs with a longer target, in tokens."})
     max_length_ratio: float = field(
-        default=3.0, metadata={"help": "Pairs of which one side has more times the tokens of the other are left out."}
+        default=3.0, metadata={"help": "Drop pairs if one side has more than this many times the tokens of the other."}
     )
-    preprocessing_num_workers: int | None = field(default=None, metadata={"help": "Processes that tokenize."})
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Number of processes for tokenization."}
+    )
     streaming: bool = field(
         default=False, metadata={"help": "Read training data as it is needed, for data larger than memory or cache."}
     )
-    shuffle_buffer_size: int = field(default=100_000, metadata={"help": "Pairs held at a time with --streaming."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use only the first so many pairs."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on only the first so many pairs."})
+    shuffle_buffer_size: int = field(
+        default=100_000, metadata={"help": "Pairs in the shuffle buffer with --streaming."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first pairs only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on the first pairs only."})
 
     @property
     def limits(self) -> dict[str, int | float]:
-        """Which pairs are left out, for `encode_pairs` and `TokenStream`."""
+        """Return the length limits, for `encode_pairs` and `TokenStream`."""
         names = ("max_source_length", "max_target_length", "max_length_ratio")
         return {name: getattr(self, name) for name in names}
 
     def load(self, split: str, file: str | None, limit: int | None) -> Dataset | IterableDataset:
-        """The pairs of a split: from its file, from the Hub, or numbers where neither is given."""
+        """Load a split from its file or from the Hub, or generate numbers if neither is given."""
         streaming = self.streaming and split == "train"
         if self.dataset_name is not None:
             pairs = load_pairs(
@@ -114,7 +118,11 @@ class DataArguments:
         return pairs.select(range(min(limit or len(pairs), len(pairs))))
 
     def load_both(self) -> tuple[Dataset | IterableDataset, Dataset]:
-        """Training and validation pairs."""
+        """Load the training and validation pairs.
+
+        Raises:
+            UserError: The arguments contradict each other, or the data can't be read.
+        """
         if self.dataset_name is not None and (self.train_file or self.validation_file):
             raise UserError("--dataset_name excludes --train_file and --validation_file; give one or the other")
         if bool(self.train_file) != bool(self.validation_file):
@@ -128,9 +136,12 @@ class DataArguments:
 def load_or_make(
     arguments: ModelArguments, checkpoint: str | None, pairs: Dataset | IterableDataset
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model and tokenizer of the checkpoint or of the model to fine-tune; otherwise new ones.
+    """Load the model and tokenizer of the checkpoint or of the model to fine-tune; otherwise create new ones.
 
-    A new model has the paper's beam search as its default.
+    A new model uses the paper's beam search by default.
+
+    Raises:
+        UserError: The model or tokenizer can't be loaded, or the config is invalid.
     """
     if source := checkpoint or arguments.model_name_or_path:
         return load(source)
@@ -155,6 +166,11 @@ def load_or_make(
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run the command.
+
+    Args:
+        argv: The words of the command line; by default those of this process.
+    """
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, PaperTrainingArguments),
         prog="vanilla-transformer train",

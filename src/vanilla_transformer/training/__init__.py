@@ -1,1 +1,1 @@
-"""Section 5 of the paper: the recipe, the trainer, checkpoints and what a run says of itself."""
+"""Training (section 5 of the paper): recipe, trainer, checkpoints and the record of a run."""

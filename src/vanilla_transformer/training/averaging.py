@@ -14,11 +14,11 @@ from .record import read_record, write_record
 
 
 def last_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
-    """The last `count` complete checkpoints of a run, oldest first.
+    """Return the last `count` complete checkpoints of a run, oldest first.
 
     Args:
         run_dir: A training run's output folder, with folders named checkpoint-<step>.
-        count: How many.
+        count: Number of checkpoints.
 
     Raises:
         UserError: The run has fewer checkpoints, or `count` is below 1.
@@ -35,18 +35,18 @@ def last_checkpoints(run_dir: str | Path, count: int) -> list[Path]:
 def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Path) -> PreTrainedModel:
     """Write the mean of the checkpoints' weights as an ordinary model folder, with code, tokenizer and all.
 
-    Sums are kept in float32 and one checkpoint is in memory at a time. What is not a weight is the last checkpoint's,
-    and the record of its run goes along.
+    Weights are summed in float32, with one checkpoint in memory at a time. Config, generation config, tokenizer and
+    dtype are those of the last checkpoint. The record of its run is copied.
 
     Args:
-        checkpoints: Folders of models of the same shape.
-        output_dir: A folder that is new or empty.
+        checkpoints: Folders of models with the same architecture.
+        output_dir: New or empty folder for the averaged model.
 
     Returns:
         The averaged model, in the dtype of the last checkpoint.
 
     Raises:
-        UserError: No checkpoints, one that does not load, two that differ in shape, or a folder that is not empty.
+        UserError: There are no checkpoints, one does not load, two differ in shape, or `output_dir` is not empty.
     """
     output_dir = Path(output_dir)
     check_not_in_use(output_dir, "average")

@@ -6,7 +6,6 @@ from types import FrameType
 from typing import Any
 
 from transformers import (
-    PreTrainedModel,
     PreTrainedTokenizerBase,
     TrainerCallback,
     TrainerControl,
@@ -19,9 +18,14 @@ from ..inference.translate import translate
 
 
 class SaveOnInterrupt(TrainerCallback):
-    """On Ctrl-C, finish the step, save a checkpoint to resume from, and stop. A second Ctrl-C stops at once."""
+    """On Ctrl-C, finish the step, save a checkpoint to resume from, and stop. A second Ctrl-C stops at once.
+
+    Attributes:
+        interrupted: Whether Ctrl-C was pressed.
+    """
 
     def __init__(self) -> None:
+        """Create the callback; it listens only while training runs."""
         self.interrupted = False
 
     def _interrupt(self, signum: int, frame: FrameType | None) -> None:
@@ -32,9 +36,11 @@ class SaveOnInterrupt(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Replace the handler of Ctrl-C."""
         self._previous = signal.signal(signal.SIGINT, self._interrupt)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Ask for a checkpoint and for the end of training after an interruption."""
         if self.interrupted:
             control.should_save = control.should_training_stop = True
             control.should_evaluate = False
@@ -42,6 +48,7 @@ class SaveOnInterrupt(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """Restore the handler of Ctrl-C."""
         signal.signal(signal.SIGINT, self._previous)
 
 
@@ -56,33 +63,31 @@ class LossOnProgressBar(ProgressCallback):
         logs: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
+        """Update the bar from a line of the training log."""
         super().on_log(args, state, control, logs=logs, **kwargs)
-        if self.training_bar is not None and "loss" in logs:
-            self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=logs["target_tokens_per_second"])
+        bar: Any = self.training_bar  # declared as None by the library
+        if bar is not None and logs is not None and "loss" in logs:
+            bar.set_postfix(loss=f"{logs['loss']:.3f}", tokens_per_s=logs["target_tokens_per_second"])
 
 
 class SampleTranslations(TrainerCallback):
-    """Prints translations of a few validation sentences after each validation.
-
-    Args:
-        tokenizer: The model's tokenizer.
-        pairs: Source sentences and their references.
-    """
+    """Print translations of a few validation sentences after each validation."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]) -> None:
+        """Create the callback.
+
+        Args:
+            tokenizer: The model's tokenizer.
+            pairs: Source sentences and their references.
+        """
         self.tokenizer = tokenizer
         self.pairs = pairs
 
-    def on_evaluate(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        model: PreTrainedModel,
-        **kwargs: Any,
-    ) -> None:
-        # Every process translates, as under FSDP the model is in parts with all of them.
-        translations = list(translate(model, self.tokenizer, [source for source, _ in self.pairs], num_beams=1))
+    def on_evaluate(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Translate with greedy search and print."""
+        # Every process translates: under FSDP each process holds a part of the model.
+        sources = [source for source, _ in self.pairs]
+        translations = list(translate(kwargs["model"], self.tokenizer, sources, num_beams=1))
         if not state.is_world_process_zero:
             return
         for (source, reference), (translation,) in zip(self.pairs, translations, strict=True):

@@ -1,4 +1,4 @@
-"""Checkpoints of a training run: folders named checkpoint-<step>, complete or cut off while they were written."""
+"""Find complete checkpoints, which are folders named checkpoint-<step>, and choose one to resume from."""
 
 import json
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def is_complete(checkpoint: Path) -> bool:
-    """Whether a checkpoint was written to the end: the Trainer writes its state last, after weights and optimizer."""
+    """Return whether a checkpoint was written to the end: the Trainer writes its state last."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -23,7 +23,7 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def complete_checkpoints(run_dir: str | Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first; a warning names those that are not.
+    """List the complete checkpoints of a run, oldest first, and warn about incomplete ones.
 
     Args:
         run_dir: A training run's output folder.
@@ -38,20 +38,20 @@ def complete_checkpoints(run_dir: str | Path) -> list[Path]:
         if is_complete(checkpoint):
             complete.append(checkpoint)
         else:
-            logger.warning("%s was not written to the end and is passed over", checkpoint)
+            logger.warning("%s was not written to the end and is skipped", checkpoint)
     return complete
 
 
 def checkpoint_to_resume(output_dir: str | Path, resume_from: str | None) -> str | None:
-    """The checkpoint that training continues from, or None for a new run.
+    """Return the checkpoint to continue from, or None for a new run.
 
     Args:
         output_dir: The run's folder.
         resume_from: None for a new run, "last" for the last complete checkpoint of the run, or a checkpoint's folder.
 
     Raises:
-        UserError: A new run into a folder that is not empty, no complete checkpoint to resume from, or a folder that
-            can't be written into.
+        UserError: A new run would write into a folder that is not empty, there is no complete checkpoint to resume
+            from, or the folder can't be written to.
     """
     output_dir = Path(output_dir)
     if resume_from is None:

@@ -1,14 +1,14 @@
 """Checkpoints under FSDP that equal those of a single process."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors.torch import load_file
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.fsdp import FSDPModule
-from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers import Seq2SeqTrainer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 
@@ -23,35 +23,39 @@ class FSDPSeq2SeqTrainer(Seq2SeqTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save the model under its own class, each matrix once."""
-        sharded_class = type(self.model)
-        if isinstance(self.model, FSDPModule):
-            self.model.__class__ = sharded_class.__bases__[1]  # bases = (FSDPModule, the model's own class)
-            state_dict = _without_tied_copies(self.model, state_dict)
-        try:
+        model: Any = self.model  # mypy takes a PreTrainedModel that is also an FSDPModule for impossible
+        if not isinstance(model, FSDPModule):
             super()._save(output_dir, state_dict)
+            return
+        sharded_class = type(model)
+        model.__class__ = sharded_class.__bases__[1]  # bases = (FSDPModule, the model's own class)
+        try:
+            super()._save(output_dir, _without_tied_copies(model, state_dict or {}))
         finally:
-            self.model.__class__ = sharded_class
+            model.__class__ = sharded_class
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Load the weights of a checkpoint; under FSDP from `model.safetensors`."""
-        model = self.model if model is None else model
-        if not isinstance(model, FSDPModule):
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        sharded: Any = self.model if model is None else model
+        if not isinstance(sharded, FSDPModule):
+            super()._load_from_checkpoint(resume_from_checkpoint, sharded)
             return
-        weights = _without_tied_copies(model, load_file(Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)))
+        weights: Any = _without_tied_copies(sharded, load_file(Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)))
         # Not strict, as the tied copies are missing; they are tied to what is loaded.
-        set_model_state_dict(model, weights, options=StateDictOptions(full_state_dict=True, strict=False))
+        set_model_state_dict(
+            cast(nn.Module, sharded), weights, options=StateDictOptions(full_state_dict=True, strict=False)
+        )
 
     def _load_best_model(self) -> None:
         """Load the weights of the best checkpoint; under FSDP in the same way as when resuming."""
-        if isinstance(self.model, FSDPModule):
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        model: Any = self.model
+        checkpoint = self.state.best_model_checkpoint
+        if isinstance(model, FSDPModule) and checkpoint is not None:
+            self._load_from_checkpoint(checkpoint)
         else:
             super()._load_best_model()
 
 
-def _without_tied_copies(model: PreTrainedModel, weights: dict[str, Any] | None) -> dict[str, Any] | None:
+def _without_tied_copies(model: Any, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Leave out the further names of tied matrices; FSDP gathers a tied matrix once under each name."""
-    if weights is None:
-        return None
     return {name: weight for name, weight in weights.items() if name not in model.all_tied_weights_keys}

@@ -5,10 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers import (
-    Seq2SeqTrainingArguments,
-    TrainingArguments,
-)
+from transformers import Seq2SeqTrainingArguments
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..errors import UserError
@@ -17,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def noam_peak(d_model: int, warmup_steps: int) -> float:
-    """The learning rate at the end of the warm-up, (d_model * warmup_steps)^-0.5: equation 3 (section 5.3).
+    """Return the learning rate at the end of the warm-up, (d_model * warmup_steps)^-0.5: equation 3 (section 5.3).
 
-    The equation as a whole is this peak with transformers' "inverse_sqrt" schedule: linear up to the end of the
-    warm-up, then with the inverse square root of the step.
+    Equation 3 is this peak with transformers' "inverse_sqrt" schedule: a linear increase during the warm-up, then a
+    decrease proportional to the inverse square root of the step.
     """
     return (d_model * warmup_steps) ** -0.5
 
@@ -30,17 +27,19 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
     """Seq2SeqTrainingArguments with the paper's recipe as defaults; each can be set as in any other Trainer script.
 
     Args:
-        per_device_train_tokens: Budget of a batch: at most so many source and so many target tokens, padding counted.
-            It replaces `per_device_train_batch_size`, which counts sentences and is not used.
-        learning_rate: Peak of the schedule; by default the paper's, see `noam_peak`.
-        resume_from_checkpoint: A checkpoint's folder, or "last" (also without a value) for the last in `output_dir`.
+        per_device_train_tokens: Token budget of a batch: at most this many source tokens and at most this many target
+            tokens, including padding. It replaces `per_device_train_batch_size`, which counts sentences.
+        learning_rate: Peak of the schedule; by default `noam_peak`.
+        resume_from_checkpoint: A checkpoint's folder, or "last" for the last complete one in `output_dir`.
     """
 
     per_device_train_tokens: int = field(
         default=25_000,
-        metadata={"help": "A batch holds at most so many source and so many target tokens, padding counted."},
+        metadata={
+            "help": "Token budget of a batch: at most this many source and this many target tokens, including padding."
+        },
     )
-    learning_rate: float | None = field(
+    learning_rate: float | None = field(  # type: ignore[assignment] # None until the model's d_model is known
         default=None, metadata={"help": "Peak learning rate; by default the paper's, (d_model * warmup_steps)^-0.5."}
     )
     resume_from_checkpoint: str | None = field(
@@ -48,50 +47,60 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
         metadata={
             "nargs": "?",
             "const": "last",
-            "help": "Continue from this checkpoint's folder; without a value, from the last one in output_dir.",
+            "help": "Checkpoint folder to continue from; without a value, the last complete one in output_dir.",
         },
     )
     # 5.2 Schedule, 5.3 Optimizer, 5.4 Regularization
-    max_steps: int = field(default=100_000, metadata={"help": "Optimizer steps in all."})
+    max_steps: int = field(default=100_000, metadata={"help": "Total number of optimizer steps."})
     adam_beta1: float = field(default=0.9, metadata={"help": "Adam's beta1."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Adam's beta2."})
     adam_epsilon: float = field(default=1e-9, metadata={"help": "Adam's epsilon."})
     weight_decay: float = field(default=0.0, metadata={"help": "The paper has none."})
-    max_grad_norm: float = field(default=0.0, metadata={"help": "Norm at which gradients are clipped, 0 for never."})
-    lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "The schedule's form."})
-    warmup_steps: float = field(default=4_000, metadata={"help": "Steps in which the learning rate rises."})
+    max_grad_norm: float = field(default=0.0, metadata={"help": "Maximum gradient norm; 0 turns clipping off."})
+    lr_scheduler_type: str = field(default="inverse_sqrt", metadata={"help": "Learning rate schedule."})
+    warmup_steps: float = field(default=4_000, metadata={"help": "Steps of linear warm-up."})
     label_smoothing_factor: float = field(default=0.1, metadata={"help": "Label smoothing of the training loss."})
-    # What is watched and kept
+    # Validation, checkpoints and logging
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate: steps, epoch or no."})
-    eval_steps: float = field(default=1_000, metadata={"help": "Steps from one validation to the next."})
+    eval_steps: float = field(default=1_000, metadata={"help": "Steps between validations."})
     save_strategy: str = field(default="steps", metadata={"help": "When to save a checkpoint: steps, epoch or no."})
-    save_steps: float = field(default=1_000, metadata={"help": "Steps from one checkpoint to the next."})
+    save_steps: float = field(default=1_000, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(
-        default=2, metadata={"help": "Checkpoints kept; 2 are the best and the last one."}
+        default=2, metadata={"help": "Number of checkpoints to keep; 2 are the best and the last one."}
     )
-    load_best_model_at_end: bool = field(default=True, metadata={"help": "Whether the best checkpoint is the result."})
-    metric_for_best_model: str | None = field(default="bleu", metadata={"help": "What makes a checkpoint the best."})
-    greater_is_better: bool | None = field(default=True, metadata={"help": "Whether more of it is better."})
-    predict_with_generate: bool = field(default=True, metadata={"help": "Whether validation translates."})
-    generation_num_beams: int | None = field(default=1, metadata={"help": "Beam size of validation; 1 is greedy."})
-    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Sentences per batch in validation."})
-    logging_steps: float = field(default=100, metadata={"help": "Steps from one line of the log to the next."})
+    load_best_model_at_end: bool = field(
+        default=True, metadata={"help": "Load the best checkpoint when training ends."}
+    )
+    metric_for_best_model: str | None = field(
+        default="bleu", metadata={"help": "Validation metric that selects the best checkpoint."}
+    )
+    greater_is_better: bool | None = field(
+        default=True, metadata={"help": "Whether a larger value of that metric is better."}
+    )
+    predict_with_generate: bool = field(default=True, metadata={"help": "Translate in validation, for BLEU."})
+    generation_num_beams: int | None = field(
+        default=1, metadata={"help": "Beam size in validation; 1 is greedy search."}
+    )
+    per_device_eval_batch_size: int = field(default=64, metadata={"help": "Sentences per validation batch."})
+    logging_steps: float = field(default=100, metadata={"help": "Steps between log lines."})
     logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Whether the log leaves out losses that are not finite; such a loss stops."}
+        default=False, metadata={"help": "Leave non-finite losses out of the log; they stop training in any case."}
     )
-    report_to: str | None = field(default="none", metadata={"help": "tensorboard, wandb, ...; or none."})
+    report_to: str | None = field(
+        default="none", metadata={"help": "Experiment trackers, such as tensorboard or wandb; or none."}
+    )
 
     def __post_init__(self) -> None:
+        """Check the arguments as transformers does, and turn off pinned memory where there is no accelerator."""
         super().__post_init__()
-        # Without an accelerator there is nothing to pin memory for, and torch warns.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
 
 
-def set_paper_learning_rate(args: TrainingArguments, d_model: int) -> None:
-    """Set `learning_rate` to `noam_peak` where none is given; warn where one is given without a warm-up.
+def set_paper_learning_rate(args: PaperTrainingArguments, d_model: int) -> None:
+    """Set `learning_rate` to `noam_peak` unless it was given; warn if it was given without a warm-up.
 
     Raises:
-        UserError: Neither a learning rate nor a warm-up.
+        UserError: There is neither a learning rate nor a warm-up.
     """
     warmup_steps = args.get_warmup_steps(args.max_steps)
     if args.learning_rate is None and warmup_steps < 1:
@@ -105,9 +114,9 @@ def set_paper_learning_rate(args: TrainingArguments, d_model: int) -> None:
         logger.warning("There is no warm-up (warmup_steps is 0): a new post-norm Transformer is likely to diverge.")
 
 
-# Steps in all (table 3), and how many of the last checkpoints the paper averages (section 6.1). "tiny" is not in the
-# paper: 8,000 updates are what Wu et al. 2021 gave it on Multi30k; the other figures are ours.
-RECIPES = {
+# Total steps (table 3), and the number of last checkpoints that are averaged (section 6.1). "tiny" is not in the paper:
+# Wu et al. 2021 trained it for 8,000 updates on Multi30k; its other values are ours.
+RECIPES: dict[str, dict[str, Any]] = {
     "tiny": {"max_steps": 8_000, "save_total_limit": 10, "per_device_train_tokens": 4_096, "warmup_steps": 2_000},
     "base": {"max_steps": 100_000, "save_total_limit": 5},
     "big": {"max_steps": 300_000, "save_total_limit": 20},
@@ -115,18 +124,18 @@ RECIPES = {
 
 
 def paper_arguments(preset: str, output_dir: str, **overrides: Any) -> PaperTrainingArguments:
-    """The paper's training of a preset (section 5), its learning rate worked out and its checkpoints kept to average.
+    """Return the paper's training arguments for a preset (section 5), with its learning rate.
 
-    The rest of the recipe, the size's dropout (table 3), is in `VanillaTransformerConfig.preset`.
+    All checkpoints that the paper averages are kept. Dropout (table 3) is part of `VanillaTransformerConfig.preset`.
 
     Args:
         preset: "base" or "big", or "tiny".
         output_dir: The run's folder.
-        **overrides: Any other argument of `PaperTrainingArguments`, or another value for one.
+        **overrides: Further arguments of `PaperTrainingArguments`.
 
     Raises:
         ValueError: There is no such preset.
-        UserError: Neither a learning rate nor a warm-up.
+        UserError: There is neither a learning rate nor a warm-up.
     """
     d_model = VanillaTransformerConfig.preset(preset).d_model
     settings = RECIPES[preset] | {"load_best_model_at_end": False} | overrides

@@ -1,4 +1,4 @@
-"""What a run was: `run.json` in its folder, which goes along with an averaged model and fills its model card."""
+"""The record of a run: `run.json` in its folder, copied to averaged models and shown on the model card."""
 
 import json
 import os
@@ -12,15 +12,13 @@ from typing import Any
 import tokenizers
 import torch
 import transformers
-from transformers import TrainerCallback, TrainerControl, TrainerState
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import __version__
 from ..errors import UserError
-from .recipe import PaperTrainingArguments
 
 RECORD_NAME = "run.json"
-
-
+# Training arguments that influence the model.
 _RECIPE = (
     *("per_device_train_tokens", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
@@ -29,31 +27,36 @@ _RECIPE = (
 
 
 class RunRecorder(TrainerCallback):
-    """Writes `run.json` into the run's folder, with each checkpoint and at the end of training.
+    """Write `run.json` into the run's folder, with each checkpoint and at the end of training.
 
-    It holds "command", the command line; what it is given, such as "model" and "data"; "recipe", the training arguments
-    that make a difference to the model; "result" with steps, epochs, minutes, the last validation and the step of the
-    best one; "machine"; and "versions". A token of the Hub is never in it.
-
-    Args:
-        command: The program and its arguments.
-        **sections: Further sections, ready for JSON.
+    Sections of the record: "command", the command line; the given ones, such as "model" and "data"; "recipe", the
+    arguments that influence the model; "result", with steps, epochs, minutes, the last validation and the step of the
+    best one; "machine"; and "versions". It never contains a Hub token.
     """
 
     def __init__(self, command: Sequence[str], **sections: dict[str, Any]) -> None:
+        """Create the callback.
+
+        Args:
+            command: The program and its arguments.
+            **sections: Further sections, which JSON can hold.
+        """
         self.command = command
         self.sections = sections
 
-    def on_save(
-        self, args: PaperTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if state.is_world_process_zero:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write the record beside a new checkpoint."""
+        if state.is_world_process_zero and args.output_dir is not None:
             write_record(args.output_dir, self.record(args, state))
 
-    on_train_end = on_save
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write the final record."""
+        self.on_save(args, state, control)
 
-    def record(self, args: PaperTrainingArguments, state: TrainerState) -> dict[str, Any]:
-        """What `run.json` holds at this point of the run."""
+    def record(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
+        """Return the content of `run.json` at this point of the run."""
         command = shlex.join(self.command)
         on_gpu = args.device.type == "cuda"
         return {
@@ -82,7 +85,7 @@ class RunRecorder(TrainerCallback):
 
 
 def write_record(folder: str | Path, record: dict[str, Any]) -> None:
-    """Write `run.json`, whole or not at all; one that is there is replaced."""
+    """Write `run.json` atomically, replacing an existing one."""
     path = Path(folder, RECORD_NAME)
     part = path.with_suffix(".part")
     part.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -90,17 +93,17 @@ def write_record(folder: str | Path, record: dict[str, Any]) -> None:
 
 
 def read_record(folder: str | Path) -> dict[str, Any]:
-    """The record of the run that a model comes from.
+    """Read the record of the run that a model comes from.
 
     Args:
-        folder: The model's: a run's, one with an average, or a checkpoint's, whose record is in the run's.
+        folder: Folder of a run, of an averaged model, or of a checkpoint, whose record is in the run's folder.
 
     Returns:
-        What `RunRecorder` wrote, and as "weights" the checkpoints that the model is or is the mean of, where it is not
-        the run's result; empty where there is no record.
+        The record that `RunRecorder` wrote. For a checkpoint or an average it also has "weights", the names of the
+        checkpoints. Empty if there is no record.
 
     Raises:
-        UserError: It can't be read.
+        UserError: The record can't be read.
     """
     folder = Path(folder).absolute()
     is_checkpoint = re.fullmatch(r"checkpoint-\d+", folder.name) is not None

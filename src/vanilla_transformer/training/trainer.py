@@ -4,7 +4,7 @@ import math
 import time
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +24,7 @@ from ..data.streaming import TokenStream
 from ..errors import UserError, first_line
 from ..modeling_vanilla_transformer import IGNORED_LABEL
 from .callbacks import LossOnProgressBar
-from .checkpoints import complete_checkpoints
+from .checkpoints import checkpoint_to_resume, complete_checkpoints
 from .fsdp import FSDPSeq2SeqTrainer
 from .recipe import PaperTrainingArguments, set_paper_learning_rate
 
@@ -32,23 +32,31 @@ from .recipe import PaperTrainingArguments, set_paper_learning_rate
 class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
     """Seq2SeqTrainer with batches by token budget and the paper's label smoothing.
 
-    It differs from the stock trainer, which works with the model as well, in this:
-    - Training batches are those of `TokenBatchSampler`, or of a `TokenStream` that is the `train_dataset`.
-    - The model smooths the labels itself, in training only: the loss is the same however a batch is split for
+    The stock trainer works with the model as well. This one differs as follows:
+    - Training batches come from `TokenBatchSampler`, or from `train_dataset` if that is a `TokenStream`.
+    - The model smooths the labels itself, in training only. The loss does not depend on how a batch is split for
       gradient accumulation, and `eval_loss` is the negative log-likelihood.
-    - The log has source and target tokens per second, `minutes` since the run began (validation, checkpoints and what
-      came before an interruption counted) and `eval_perplexity`; `eval_loss` is the mean over all labels and not over
-      the batches' means.
-    - A loss that is not finite and a checkpoint that can't be written stop the run with a sentence.
-    - `model.generation_config` and `config.use_cache` stay as they were, so that a saved model keeps both.
-
-    Raises:
-        UserError: A tokenizer with more types than the model has, neither warm-up nor learning rate, or fp16 on a CPU.
+    - The log has source and target tokens per second, `minutes` since the run began (including validation, checkpoints
+      and the time before an interruption) and `eval_perplexity`. `eval_loss` is the mean over all labels, not the mean
+      of the batches' means.
+    - A non-finite loss, or a checkpoint that can't be written, stops the run with a `UserError`.
+    - `model.generation_config` and `config.use_cache` do not change, so that a saved model keeps both.
     """
 
     args: PaperTrainingArguments
 
     def __init__(self, model: PreTrainedModel, args: PaperTrainingArguments, **kwargs: Any) -> None:
+        """Create the trainer.
+
+        Args:
+            model: The model to train.
+            args: The training arguments.
+            **kwargs: Further arguments of `Seq2SeqTrainer`.
+
+        Raises:
+            UserError: The tokenizer has more types than the model, there is neither a warm-up nor a learning rate, or
+                fp16 is set on a CPU.
+        """
         tokenizer = kwargs.get("processing_class")
         if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
             raise UserError(
@@ -65,17 +73,17 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(LossOnProgressBar)
-        # Since the last line of the log: source and target tokens on this process, and when that was.
+        # Source and target tokens of this process since the last log line, and the time of that line.
         self._tokens = torch.zeros(2, dtype=torch.long, device=args.device)
         self._clock = self._last_line = time.perf_counter()
-        # In the evaluation that runs: negative log-likelihood and labels, of all processes.
+        # Sum of the negative log-likelihood and number of labels in the current evaluation, over all processes.
         self._likelihood = torch.zeros(2, dtype=torch.float64)
 
     def token_batches(self) -> TokenBatchSampler:
-        """The plan of all processes' batches; it follows from `data_seed` (or `seed`) and the epoch.
+        """Return the sampler of the batches of all processes. It depends on `data_seed` (or `seed`) and the epoch.
 
         Raises:
-            UserError: No training data, or a sentence over the budget.
+            UserError: There is no training data, or a sentence exceeds the token budget.
         """
         if self.train_dataset is None:
             raise UserError("training needs a train_dataset; this trainer was made without one")
@@ -88,10 +96,10 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         )
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches by token budget, each process's share of `token_batches` or of the stream."""
+        """Return this process's batches, a share of `token_batches` or of the stream."""
         if isinstance(self.train_dataset, TokenStream):
-            # No workers: each would read the whole stream. A generator of its own: iterating draws a seed, which
-            # resuming would otherwise draw once more from the generator that dropout uses.
+            # No workers: each would read the whole stream. A separate generator: an iterator draws a seed when it is
+            # created, and a resumed run would draw once more from the generator that dropout uses.
             return DataLoader(
                 self.train_dataset, batch_size=None, collate_fn=self.data_collator, generator=torch.Generator()
             )
@@ -103,7 +111,8 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
         )
-        # accelerate evens batches out by their size, which ours do not have in common; the sampler's number is even.
+        # accelerate makes batches even by repeating sentences up to one batch size, which our batches do not have. The
+        # number of our batches is a multiple of the number of processes already.
         dataloader_config = self.accelerator.dataloader_config
         even_batches, dataloader_config.even_batches = dataloader_config.even_batches, False
         try:
@@ -111,31 +120,42 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         finally:
             dataloader_config.even_batches = even_batches
 
-    def train(self, resume_from_checkpoint: str | None = None, **kwargs: Any) -> TrainOutput:
-        """The stock training, with the clocks started, and a stream of data where the checkpoint's had come to.
+    def train(
+        self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
+    ) -> TrainOutput:
+        """Run the stock training; on resuming, continue a stream of data at the checkpoint's position.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's folder; True for the last complete checkpoint in `output_dir`; None
+                or False for a new run.
+            trial: As in the stock trainer.
+            ignore_keys_for_eval: As in the stock trainer.
 
         Raises:
-            UserError: The checkpoint was trained on a stream and this run's data is none, or the other way round.
+            UserError: There is no such checkpoint, or it was trained on a stream and this run is not, or vice versa.
         """
-        if resume_from_checkpoint is not None:
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = checkpoint_to_resume(str(self.args.output_dir), "last")
+        stream = self.train_dataset if isinstance(self.train_dataset, TokenStream) else None
+        if resume_from_checkpoint:
             state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
-            position = state.stateful_callbacks.get(TokenStream.__name__)
-            if (position is not None) != isinstance(self.train_dataset, TokenStream):
+            position = _saved_states(state).get(TokenStream.__name__)
+            if (position is not None) != (stream is not None):
                 raise UserError(
                     f"{resume_from_checkpoint} was trained {'without' if position is None else 'with'} --streaming; "
                     "continue it in the same way"
                 )
-            if position is not None:
-                self.train_dataset.resume(position)
+            if stream is not None and position is not None:
+                stream.resume(position)
                 self.args.ignore_data_skip = True  # the stream skips by itself, without making the batches
         self._clock = self._last_line = time.perf_counter()
-        return super().train(resume_from_checkpoint=resume_from_checkpoint, **kwargs)
+        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
 
-    def training_step(self, model: nn.Module, inputs: dict[str, torch.Tensor], *args: Any) -> torch.Tensor:
-        """The stock step; counts tokens, and stops where the loss is not finite.
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
+        """Run the stock step, count tokens, and stop if the loss is not finite.
 
         Raises:
-            UserError: The loss is infinite or not a number.
+            UserError: The loss is infinite or NaN.
         """
         labels = inputs["labels"]
         self._tokens += torch.stack([inputs["attention_mask"].sum(), (labels != IGNORED_LABEL).sum()]).to(
@@ -150,18 +170,18 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         return loss
 
     def _last_good_checkpoint(self) -> str:
-        """Where to go on from, as a clause for an error."""
-        checkpoints = complete_checkpoints(self.args.output_dir)
+        """Return a clause for an error message that names the checkpoint to continue from."""
+        checkpoints = complete_checkpoints(str(self.args.output_dir))
         return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved before"
 
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, torch.Tensor],
+        inputs: dict[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> torch.Tensor | tuple[torch.Tensor, Any]:
-        """The model's own loss, with label smoothing (section 5.4) in training; in evaluation it is also summed up."""
+        """Return the model's own loss, with label smoothing (section 5.4) in training; add it up in evaluation."""
         if model.training:
             inputs = inputs | {"smoothing": self.args.label_smoothing_factor}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
@@ -172,18 +192,19 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         self._likelihood += self.accelerator.gather_for_metrics(sums).double().sum(0).cpu()  # [sentences, 2] to [2]
         return (loss, outputs) if return_outputs else loss
 
-    def evaluation_loop(self, *args: Any, metric_key_prefix: str = "eval", **kwargs: Any) -> EvalLoopOutput:
-        """The stock evaluation, with the loss per label, not per batch, and its perplexity."""
+    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
+        """Run the stock evaluation; report the loss per label and its perplexity."""
         self._likelihood.zero_()
-        output = super().evaluation_loop(*args, metric_key_prefix=metric_key_prefix, **kwargs)
-        if self._likelihood[1]:
+        output = super().evaluation_loop(*args, **kwargs)
+        if output.metrics is not None and self._likelihood[1]:
+            prefix = kwargs.get("metric_key_prefix", "eval")  # the stock trainer gives it by name
             loss = (self._likelihood[0] / self._likelihood[1]).item()
-            output.metrics[f"{metric_key_prefix}_loss"] = loss
-            output.metrics[f"{metric_key_prefix}_perplexity"] = math.exp(min(loss, 700))  # exp(710) overflows
+            output.metrics[f"{prefix}_loss"] = loss
+            output.metrics[f"{prefix}_perplexity"] = math.exp(min(loss, 700))  # exp(710) overflows
         return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """The stock evaluation, with the clock of tokens per second stopped."""
+        """Run the stock evaluation, without counting its time in tokens per second."""
         start = time.perf_counter()
         try:
             return super().evaluate(*args, **kwargs)
@@ -191,16 +212,16 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
             self._clock += time.perf_counter() - start
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """The stock checkpoint, with the stream's position, the clock stopped and a sentence where it can't be written.
+        """Save the stock checkpoint with the stream's position, without counting its time in tokens per second.
 
         Raises:
-            UserError: The disk is full or the folder can't be written into.
+            UserError: The disk is full or the folder can't be written to.
         """
         start = time.perf_counter()
         if isinstance(self.train_dataset, TokenStream):
             batches_per_step = self.args.gradient_accumulation_steps * self.accelerator.num_processes
             taken = self.state.global_step * batches_per_step
-            self.state.stateful_callbacks[TokenStream.__name__] = self.train_dataset.position(taken)
+            _saved_states(self.state)[TokenStream.__name__] = self.train_dataset.position(taken)
         try:
             super()._save_checkpoint(*args, **kwargs)
         except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save, of the optimizer
@@ -212,18 +233,26 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         finally:
             self._clock += time.perf_counter() - start
 
-    def prediction_step(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor | None, ...]:
-        """The stock step, without what it leaves in the generation config: a `max_length` of 20 among others."""
-        generation_config = deepcopy(self.model.generation_config)
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+        **gen_kwargs: Any,
+    ) -> Any:  # the library declares two types that contradict each other
+        """Run the stock step and undo its changes to the generation config, such as `max_length=20`."""
+        own_model = cast(PreTrainedModel, self.model)
+        generation_config = deepcopy(own_model.generation_config)
         try:
-            return super().prediction_step(*args, **kwargs)
+            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
         finally:
-            self.model.generation_config = generation_config
+            own_model.generation_config = generation_config
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """The stock log, with tokens per second, padding not counted, and in training with minutes.
+        """Write the stock log line, with tokens per second (without padding) and, in training, minutes.
 
-        Samples per second are left out: they count `per_device_train_batch_size` sentences per batch.
+        Samples per second are removed: they count `per_device_train_batch_size` sentences per batch.
         """
         logs.pop("train_samples_per_second", None)
         now = time.perf_counter()
@@ -240,7 +269,12 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         super().log(logs, *args, **kwargs)
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Tied matrices are saved once; the stock trainer takes their other names for missing."""
-        tied = self.model.all_tied_weights_keys
+        """Do not warn about the further names of tied matrices, which are saved once."""
+        tied = cast(dict[str, str], cast(PreTrainedModel, self.model).all_tied_weights_keys)
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result)
+
+
+def _saved_states(state: TrainerState) -> dict[str, Any]:
+    """Return the part of the state that checkpoints keep for callbacks; declared as a list, it is a dict once made."""
+    return cast(dict[str, Any], state.stateful_callbacks)

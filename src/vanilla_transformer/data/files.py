@@ -134,8 +134,6 @@ def new_folder(folder: str | os.PathLike, purpose: str) -> Iterator[Path]:
     except OSError as error:
         message = f"can't write into {folder}: {error.strerror}; give another folder for the {purpose}"
         raise UserError(message) from error
-            f"can't write into {folder}: {error.strerror}; give another folder for the {purpose}"
-        ) from error
     try:
         yield partial
         if exists:

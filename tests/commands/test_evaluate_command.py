@@ -120,3 +120,21 @@ def test_evaluate_refuses_what_it_cannot_do(refused, folder, tmp_path):
     numbers = [*model, "--max_predict_samples", "2"]
     assert "short.txt exists already" in refused("evaluate_model", *numbers, "--output_file", str(short))
     assert short.read_text() == "a\n"
+
+
+def test_bleus_tokenizer_follows_the_target_language_unless_told(run_script, tmp_path):
+    (tmp_path / "text").write_text("猫坐在垫子上。\n")
+    files = ["--predictions_file", str(tmp_path / "text"), "--references_file", str(tmp_path / "text"), "--json"]
+    for flags, tokenizer in (
+        ([], "13a"),
+        (["--target_lang", "zh"], "zh"),
+        (["--target_lang", "zh", "--bleu_tokenize", "char"], "char"),
+    ):
+        code, out, _ = run_script("evaluate_model", *files, *flags)
+        assert code == 0 and f"|tok:{tokenizer}|" in json.loads(out)["bleu_signature"]
+
+
+def test_a_missing_package_of_bleus_tokenizer_is_named_before_the_model_is_loaded(refused, monkeypatch):
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
+    error = refused("evaluate_model", "--model_name_or_path", "no/such", "--bleu_tokenize", "ja-mecab")
+    assert "pip install 'sacrebleu[ja]'" in error

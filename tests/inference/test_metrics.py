@@ -6,13 +6,20 @@ import math
 import numpy as np
 import pytest
 from datasets import Dataset
+from sacrebleu.metrics import BLEU, bleu
+from sacrebleu.tokenizers.tokenizer_13a import Tokenizer13a
 from transformers import EvalPrediction, Seq2SeqTrainer, Seq2SeqTrainingArguments
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
 from vanilla_transformer.data.batching import TranslationCollator
 from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.errors import UserError
-from vanilla_transformer.inference.metrics import TranslationMetric, make_compute_metrics, score
+from vanilla_transformer.inference.metrics import (
+    TranslationMetric,
+    choose_bleu_tokenizer,
+    make_compute_metrics,
+    score,
+)
 
 HYPOTHESES = ["the cat sat on the mat", "a dog runs", "two dogs"]
 REFERENCES = ["the cat sat on a mat", "a dog runs", "three dogs play"]
@@ -152,3 +159,43 @@ def test_in_the_stock_trainer(tokenizer, tmp_path):
     metrics = trainer.evaluate(Dataset.from_list(examples))
     assert {"eval_bleu", "eval_chrf", "eval_exact_match"} <= metrics.keys()
     assert all(isinstance(value, int | float) for value in metrics.values())
+
+
+@pytest.mark.parametrize(
+    ("target_lang", "tokenizer"),
+    [("de", "13a"), (None, "13a"), ("zh", "zh"), ("zh-TW", "zh"), ("zho_Hans", "zh"), ("ja", "ja-mecab")]
+    + [("jpn", "ja-mecab"), ("ko", "ko-mecab"), ("KO_kr", "ko-mecab"), ("kok", "13a"), ("", "13a")],
+)
+def test_bleus_tokenizer_follows_the_target_language(target_lang, tokenizer):
+    assert choose_bleu_tokenizer(target_lang) == tokenizer
+
+
+@pytest.mark.parametrize("language", ["zh", "ja", "ko", "de"])
+def test_bleus_tokenizer_is_that_of_sacrebleus_command(language, monkeypatch):
+    built = []
+    monkeypatch.setattr(bleu, "_get_tokenizer", lambda name: built.append(name) or Tokenizer13a)
+    BLEU(trg_lang=language)  # as the command does with `--language-pair en-{language}`
+    assert built == [choose_bleu_tokenizer(language)]
+
+
+def test_chinese_is_scored_by_characters(tokenizer):
+    hypotheses, references = ["猫坐在垫子上。", "一只狗在跑。"], ["猫坐在垫子上。", "一只狗在叫。"]
+    assert score(hypotheses, references)["bleu"] == 0
+    scores = score(hypotheses, references, bleu_tokenize=choose_bleu_tokenizer("zh"))
+    assert scores["bleu"] > 50 and "|tok:zh|" in scores["bleu_signature"]
+    texts = train_tokenizer(hypotheses + references, 270)
+    prediction = EvalPrediction(*(padded(texts(lines)["input_ids"]) for lines in (hypotheses, references)))
+    assert make_compute_metrics(texts, bleu_tokenize="zh")(prediction)["bleu"] == scores["bleu"]
+    assert scores == TranslationMetric().compute(predictions=hypotheses, references=references, bleu_tokenize="zh")
+
+
+def test_a_missing_package_of_bleus_tokenizer_is_named_before_training(tokenizer, monkeypatch):
+    monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ko_mecab.MeCab", None)
+    with pytest.raises(UserError, match=r"ko-mecab .* pip install 'sacrebleu\[ko\]'") as error:
+        make_compute_metrics(tokenizer, bleu_tokenize="ko-mecab")
+    assert "\n" not in str(error.value)
+
+
+def test_an_unknown_tokenizer_of_bleu_is_refused():
+    with pytest.raises(UserError, match="'15b'; it must be one of none, zh, 13a"):
+        score(HYPOTHESES, REFERENCES, bleu_tokenize="15b")

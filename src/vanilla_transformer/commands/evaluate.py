@@ -30,7 +30,7 @@ from ..data.text_files import read_lines
 from ..errors import UserError
 from ..generation_vanilla_transformer import PAPER_DECODING
 from ..hub.probe import weights_digest
-from ..inference.metrics import Scores, score
+from ..inference.metrics import Scores, choose_bleu_tokenizer, make_bleu, score
 from ..inference.text_io import replace_line_breaks
 from ..inference.translate import translate
 from .arguments import DecodingArguments, parse
@@ -62,11 +62,11 @@ class EvaluateArguments:
     output_file: str | None = field(
         default=None, metadata={"help": "Where to keep the model's translations, a new file."}
     )
-    bleu_tokenize: str = field(
-        default="13a",
+    bleu_tokenize: str | None = field(
+        default=None,
         metadata={
             "choices": list(BLEU.TOKENIZERS),
-            "help": "BLEU's tokenizer; none for text that is tokenized already.",
+            "help": "BLEU's tokenizer, none for tokenized text; by default the usual one for target_lang.",
         },
     )
     json: bool = field(default=False, metadata={"help": "Print one JSON object, with all there is to report."})
@@ -182,6 +182,8 @@ def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()
     disable_progress_bars()
     check(arguments)
+    arguments.bleu_tokenize = arguments.bleu_tokenize or choose_bleu_tokenizer(arguments.target_lang)
+    make_bleu(arguments.bleu_tokenize)  # a missing package is found before anything is translated
     report = evaluate_model(arguments, decoding) if arguments.model_name_or_path else evaluate_files(arguments)
     if arguments.json:
         versions = {library.__name__: library.__version__ for library in (torch, transformers, sacrebleu)}

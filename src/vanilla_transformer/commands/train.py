@@ -11,6 +11,7 @@ from typing import Literal
 
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
+from sacrebleu.metrics import BLEU
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
@@ -23,7 +24,7 @@ from ..data.tokenization import PreTrainedTokenizerFast, train_tokenizer
 from ..errors import UserError, first_line
 from ..generation_vanilla_transformer import paper_generation_config
 from ..inference.loading import load
-from ..inference.metrics import make_compute_metrics
+from ..inference.metrics import choose_bleu_tokenizer, make_bleu, make_compute_metrics
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from ..plots.run import plot_run
 from ..training.callbacks import SampleTranslations, SaveOnInterrupt
@@ -73,6 +74,13 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
     source_lang: str = field(default="en", metadata={"help": "Language to translate from."})
     target_lang: str = field(default="fr", metadata={"help": "Language to translate into."})
+    bleu_tokenize: str | None = field(
+        default=None,
+        metadata={
+            "choices": list(BLEU.TOKENIZERS),
+            "help": "BLEU's tokenizer for validation; by default the usual one for target_lang.",
+        },
+    )
     max_source_length: int = field(default=256, metadata={"help": "Drop pairs with a longer source, in tokens."})
     max_target_length: int = field(default=256, metadata={"help": "Drop pairs with a longer target, in tokens."})
     max_length_ratio: float = field(
@@ -188,6 +196,10 @@ def main(argv: list[str] | None = None) -> None:
         if training_arguments.process_index == 0:
             print(line)
 
+    bleu_tokenize = data_arguments.bleu_tokenize or choose_bleu_tokenizer(data_arguments.target_lang)
+    data_arguments.bleu_tokenize = bleu_tokenize  # for the record
+    make_bleu(bleu_tokenize)
+    say(f"validation: BLEU with the tokenizer {bleu_tokenize}")
     with training_arguments.main_process_first():  # the others find the data in the cache
         train_pairs, validation_pairs = data_arguments.load_both()
     model, tokenizer = load_or_make(model_arguments, checkpoint, train_pairs)
@@ -232,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
         eval_dataset=validation_dataset,
         processing_class=tokenizer,
         data_collator=TranslationCollator(tokenizer, model.config.decoder_start_token_id),
-        compute_metrics=make_compute_metrics(tokenizer),
+        compute_metrics=make_compute_metrics(tokenizer, bleu_tokenize=bleu_tokenize),
         callbacks=[interrupt, recorder, SampleTranslations(tokenizer, samples)],
     )
     if not data_arguments.streaming:

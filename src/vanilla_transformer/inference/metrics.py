@@ -1,5 +1,6 @@
 """Scores of translations: sacreBLEU and chrF with their signatures, and exact match."""
 
+import re
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from typing import Any, TypedDict
@@ -12,7 +13,10 @@ from sacrebleu.metrics import BLEU, CHRF
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from ..data.tokenization import decode_batch
-from ..errors import UserError
+from ..errors import UserError, first_line
+
+TWO_LETTER_CODES = {"zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}  # ISO 639-3, as in FLORES (zho_Hans)
+TOKENIZER_PACKAGES = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
 
 
 class Scores(TypedDict):
@@ -30,6 +34,41 @@ class Scores(TypedDict):
     sentences: int
 
 
+def choose_bleu_tokenizer(target_lang: str | None) -> str:
+    """Choose BLEU's tokenizer by language, as the command `sacrebleu --language-pair` does.
+
+    Args:
+        target_lang: Code of the target language. Only its first part counts ("zh" in "zh-TW" and "zh_Hant"), in two
+            letters or in the three of ISO 639-3. None if it is not known.
+
+    Returns:
+        "zh" for Chinese, "ja-mecab" for Japanese, "ko-mecab" for Korean, "13a" for any other language.
+    """
+    code = re.split("[-_]", target_lang or "")[0].lower()
+    return BLEU._TOKENIZER_MAP.get(TWO_LETTER_CODES.get(code, code), BLEU.TOKENIZER_DEFAULT)
+
+
+def make_bleu(tokenize: str) -> BLEU:
+    """Make sacreBLEU's BLEU with a tokenizer.
+
+    Args:
+        tokenize: Name of the tokenizer in sacreBLEU.
+
+    Raises:
+        UserError: There is no such tokenizer, or a package or file that it needs is missing.
+    """
+    if tokenize not in BLEU.TOKENIZERS:
+        raise UserError(f"BLEU's tokenizer is {tokenize!r}; it must be one of {', '.join(BLEU.TOKENIZERS)}")
+    try:
+        return BLEU(tokenize=tokenize)
+    except (RuntimeError, ImportError, OSError, AssertionError) as error:  # as its different tokenizers raise
+        packages = TOKENIZER_PACKAGES.get(tokenize, "sentencepiece")
+        raise UserError(
+            f"BLEU's tokenizer {tokenize} can't be loaded ({type(error).__name__}: {first_line(error)}); install what "
+            f"it needs with: pip install '{packages}'; or choose another tokenizer, such as char"
+        ) from error
+
+
 def score(
     hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]], *, bleu_tokenize: str = "13a"
 ) -> Scores:
@@ -39,7 +78,8 @@ def score(
         hypotheses: One translation per sentence, as plain (detokenized) text.
         references: One reference per sentence, or a list of them per sentence.
         bleu_tokenize: BLEU's tokenizer by its name in sacreBLEU, such as "zh" for Chinese, or "none" for text that is
-            already tokenized. Scores with different tokenizers are not comparable.
+            already tokenized; `choose_bleu_tokenizer` gives the usual one for a language. Scores with different
+            tokenizers are not comparable.
 
     Returns:
         `bleu` and `chrf` (0 to 100) with their signatures; BLEU's n-gram precisions (0 to 100), brevity penalty and
@@ -48,7 +88,7 @@ def score(
 
     Raises:
         UserError: There are no sentences, the numbers of hypotheses and references differ, or a sentence has no
-            reference.
+            reference; or BLEU's tokenizer can't be loaded.
     """
     if len(hypotheses) != len(references):
         raise UserError(
@@ -63,7 +103,7 @@ def score(
 
     # sacreBLEU's streams are the transpose of per_sentence: [["a", "b"], ["c"]] -> [["a", "c"], ["b", None]]
     streams: Any = list(map(list, zip_longest(*per_sentence)))  # Any: sacreBLEU's hints do not mention its None
-    bleu_metric, chrf_metric = BLEU(tokenize=bleu_tokenize), CHRF()
+    bleu_metric, chrf_metric = make_bleu(bleu_tokenize), CHRF()
     bleu = bleu_metric.corpus_score(hypotheses, streams)
     chrf = chrf_metric.corpus_score(hypotheses, streams)
     matches = sum(hypothesis in row for hypothesis, row in zip(hypotheses, per_sentence, strict=True))
@@ -104,27 +144,41 @@ class TranslationMetric(evaluate.Metric):
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> Scores | None:
         """Score `predictions` against `references`, or the sentences collected by `add` and `add_batch`."""
         if predictions is not None and references is not None and not len(predictions) == len(references) > 0:
-            return score(predictions, references)  # raises UserError; the library would raise IndexError
+            return score(predictions, references, **kwargs)  # raises UserError; the library would raise IndexError
         return super().compute(predictions=predictions, references=references, **kwargs)
 
-    def _compute(self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]]) -> Scores:
-        return score(predictions, references)
+    def _compute(
+        self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]], **kwargs: Any
+    ) -> Scores:
+        return score(predictions, references, **kwargs)
 
 
-def make_compute_metrics(tokenizer: PreTrainedTokenizerBase) -> Callable[[EvalPrediction], dict[str, float]]:
+def make_compute_metrics(
+    tokenizer: PreTrainedTokenizerBase, *, bleu_tokenize: str = "13a"
+) -> Callable[[EvalPrediction], dict[str, float]]:
     """Make the `compute_metrics` function of a Seq2SeqTrainer with `predict_with_generate`.
 
     Args:
         tokenizer: The model's tokenizer.
+        bleu_tokenize: BLEU's tokenizer, as in `score`; it is loaded now, so that a missing package is found before
+            training.
 
     Returns:
         A function that takes generated ids and labels, int64 of shape [sentences, length] padded with -100, and
         returns "bleu", "chrf" and "exact_match".
+
+    Raises:
+        UserError: BLEU's tokenizer can't be loaded.
     """
+    make_bleu(bleu_tokenize)
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         predictions, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+<<<<<<< HEAD
         scores = score(decode_batch(tokenizer, predictions), decode_batch(tokenizer, labels))
+=======
+        scores = score(decode_batch(tokenizer, predictions), decode_batch(tokenizer, labels), bleu_tokenize=bleu_tokenize)
+>>>>>>> 84b5e72b (BLEU's tokenizer follows the target language as sacreBLEU's command does, in validation too; a missing package is named first)
         return {"bleu": scores["bleu"], "chrf": scores["chrf"], "exact_match": scores["exact_match"]}
 
     return compute_metrics

@@ -8,7 +8,7 @@ from transformers import LogitsProcessor, LogitsProcessorList, TextStreamer
 
 from vanilla_transformer import generation_vanilla_transformer as beam_search
 from vanilla_transformer import gnmt_beam_search
-from vanilla_transformer.step_decoder_vanilla_transformer import FIRST_POSITIONS, IncrementalDecoder, is_plain
+from vanilla_transformer.step_decoder_vanilla_transformer import INITIAL_POSITIONS, IncrementalDecoder
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 
@@ -32,7 +32,7 @@ def search(model, inputs, **settings):
 @torch.no_grad()
 def test_each_step_is_the_forwards(model):
     """Beams that split and are dropped at random, past the room that the caches have at first."""
-    beams, steps = 3, FIRST_POSITIONS + 4
+    beams, steps = 3, INITIAL_POSITIONS + 4
     inputs = sources(6, 2)
     memory = model.model.encoder(**inputs).last_hidden_state
     decoder = IncrementalDecoder(model, memory, inputs["attention_mask"], beams, steps)
@@ -56,7 +56,7 @@ def test_the_search_finds_the_same_with_either_decoder(overrides, beams, monkeyp
     inputs = sources(9, 4, 1)
     settings = {"num_beams": beams, "num_return_sequences": beams, "max_new_tokens": 40}
     found = search(model, inputs, **settings)
-    monkeypatch.setattr("vanilla_transformer.step_decoder_vanilla_transformer.is_plain", lambda model: False)
+    monkeypatch.setattr(IncrementalDecoder, "supports", lambda model: False)
     expected = search(model, inputs, **settings)
     assert torch.equal(found.sequences, expected.sequences)
     assert torch.equal(found.beam_indices, expected.beam_indices)
@@ -114,12 +114,12 @@ def test_bfloat16_is_finite_and_close(model):
 
 
 def test_what_is_not_plain_goes_through_the_model():
-    assert is_plain(small_model())
-    assert not is_plain(small_model().train())
+    assert IncrementalDecoder.supports(small_model())
+    assert not IncrementalDecoder.supports(small_model().train())
 
     hooked = small_model()
     hooked.model.decoder.layers[1].fc1.register_forward_hook(lambda module, args, output: output * 0)
-    assert not is_plain(hooked)
+    assert not IncrementalDecoder.supports(hooked)
     inputs = sources(5)
     plain = small_model()
     plain.load_state_dict(hooked.state_dict())
@@ -130,9 +130,9 @@ def test_what_is_not_plain_goes_through_the_model():
 
     adapted = small_model()
     adapted.model.decoder.layers[0].self_attn.q_proj = Adapter(16, 16)
-    assert not is_plain(adapted)
+    assert not IncrementalDecoder.supports(adapted)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not is_plain(plain)
+        assert not IncrementalDecoder.supports(plain)
 
 
 def test_the_best_sequence_is_streamed_when_it_is_known(model):

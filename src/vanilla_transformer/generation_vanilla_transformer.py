@@ -1,8 +1,12 @@
-"""The paper's search (section 6.1): beam search with the length penalty of Wu et al. 2016, behind `generate()`."""
+"""The paper's search (section 6.1): beam search with the length penalty of Wu et al. 2016, for `generate()`.
+
+`gnmt_beam_search` is the function that `generate()` calls. `BeamSearch` holds the hypotheses, and a decoder of
+`step_decoder_vanilla_transformer.py` computes the log-probabilities of each step.
+"""
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, overload
 
 import torch
 from transformers import (
@@ -16,82 +20,44 @@ from transformers import (
 from transformers.generation import GenerateBeamEncoderDecoderOutput
 from transformers.generation.streamers import BaseStreamer
 
-from .step_decoder_vanilla_transformer import CachedDecoder, IncrementalDecoder, select_decoder
-
-SHRINK_TO = 0.8  # A batch gets smaller when no more than this share of its sentences is open.
-
-
-ROWS = 16  # of the vocabulary in `best_continuations`
-
-
-TOKENS_BEYOND_SOURCE = 50  # "maximum output length during inference to input length + 50"
-
+from .step_decoder_vanilla_transformer import StepDecoder, select_decoder
 
 # Section 6.1. transformers divides a hypothesis' score by length^0.6; the paper by ((5 + length) / 6)^0.6.
 PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
+TOKENS_BEYOND_SOURCE = 50  # "maximum output length during inference to input length + 50"
+
+SHRINK_TO = 0.8  # Finished sentences leave the batch when at most this share of its sentences is unfinished.
+VOCABULARY_ROWS = 16  # `best_continuations` arranges the vocabulary in so many rows.
 
 
-def completed(num_beams: int | None, length_penalty: float | None) -> dict[str, int | float | None]:
-    """Settings of `gnmt_beam_search`, the paper's where they are None; greedy search has no length penalty."""
-    num_beams = num_beams or PAPER_DECODING["num_beams"]
+def search_settings(num_beams: int | None, length_penalty: float | None) -> dict[str, int | float | None]:
+    """Fill in the paper's value for each setting that is None; greedy search has no length penalty."""
+    num_beams = num_beams or int(PAPER_DECODING["num_beams"])
     if num_beams == 1:
         return {"num_beams": 1, "length_penalty": None}
     length_penalty = PAPER_DECODING["length_penalty"] if length_penalty is None else length_penalty
     return {"num_beams": num_beams, "length_penalty": length_penalty}
 
 
+def paper_generation_config(model: PreTrainedModel) -> GenerationConfig:
+    """Copy the model's generation config, with the paper's beam 4 and length penalty 0.6 (section 6.1)."""
+    generation_config = deepcopy(model.generation_config)
+    generation_config.update(**PAPER_DECODING)
+    return generation_config
+
+
+@overload
+def gnmt_length_penalty(length: int, alpha: float) -> float: ...
+@overload
+def gnmt_length_penalty(length: torch.Tensor, alpha: float) -> torch.Tensor: ...
 def gnmt_length_penalty(length: int | torch.Tensor, alpha: float) -> float | torch.Tensor:
-    """((5 + |Y|) / 6)^alpha, by which a hypothesis' log-probability is divided (Wu et al. 2016, equation 14).
+    """Compute ((5 + |Y|) / 6)^alpha, the divisor of a hypothesis' log-probability (Wu et al. 2016, equation 14).
 
     Args:
-        length: |Y|, the number of generated tokens, `</s>` counted.
-        alpha: 0 for none; the paper's is 0.6.
+        length: |Y|, the number of generated tokens, including `</s>`.
+        alpha: 0 for no penalty; the paper's is 0.6.
     """
     return ((5 + length) / 6) ** alpha
-
-
-@dataclass
-class Hypotheses:
-    """Some hypotheses for each sentence of a batch.
-
-    Attributes:
-        ids: Their tokens, int64, [batch, hypotheses, length]; `<pad>` where none is written yet.
-        beams: Which row of the batch of all beams each generated token continues, int64, [batch, hypotheses, steps]; -1
-            where there is no token.
-        scores: float32, [batch, hypotheses]; minus infinity where there is no hypothesis.
-    """
-
-    ids: torch.Tensor
-    beams: torch.Tensor
-    scores: torch.Tensor
-
-    def take(self, places: torch.Tensor, scores: torch.Tensor) -> "Hypotheses":
-        """Those at these places of each sentence, both [batch, taken], with new scores."""
-        ids, beams = (tensor.take_along_dim(places[:, :, None], dim=1) for tensor in (self.ids, self.beams))
-        return Hypotheses(ids, beams, scores)
-
-    def best(self, count: int) -> "Hypotheses":
-        """Of each sentence the `count` best, best first."""
-        scores, places = self.scores.topk(count)
-        return self.take(places, scores)
-
-    def first(self, count: int) -> "Hypotheses":
-        """Of each sentence the first `count`."""
-        return Hypotheses(self.ids[:, :count], self.beams[:, :count], self.scores[:, :count])
-
-    def of(self, sentences: torch.Tensor) -> "Hypotheses":
-        """Those of some of the sentences, by their places in the batch, [sentences]."""
-        return Hypotheses(*(getattr(self, name)[sentences] for name in ("ids", "beams", "scores")))
-
-    def put(self, sentences: torch.Tensor, others: "Hypotheses") -> None:
-        """Replace those of some of the sentences."""
-        for name in ("ids", "beams", "scores"):
-            getattr(self, name)[sentences] = getattr(others, name)
-
-    def and_also(self, others: "Hypotheses") -> "Hypotheses":
-        """These and the others."""
-        pairs = ((getattr(self, name), getattr(others, name)) for name in ("ids", "beams", "scores"))
-        return Hypotheses(*(torch.cat(pair, dim=1) for pair in pairs))
 
 
 def gnmt_beam_search(
@@ -104,178 +70,281 @@ def gnmt_beam_search(
     final_streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> GenerateBeamEncoderDecoderOutput | torch.LongTensor:
-    """Beam search that scores a hypothesis Y by log P(Y|X) / ((5 + |Y|) / 6)^alpha.
+    """Search for the hypotheses Y with the highest log P(Y|X) / ((5 + |Y|) / 6)^alpha.
 
-    To be passed to `generate()`, which prepares all arguments but `tokens_beyond_source` and `final_streamer`:
+    Pass this function to `generate()`, which prepares all arguments but `tokens_beyond_source` and `final_streamer`:
     `model.generate(**inputs, custom_generate=gnmt_beam_search, num_beams=4, length_penalty=0.6)`.
 
-    The best continuations of the open hypotheses are found step by step. Those that end, and are among the best as many
-    as there are beams, get their score; the search goes on with the best that do not end. It stops for a sentence when
-    none of these can reach a score among the `num_return_sequences` best any more: exactly then, as long as each token
-    lowers a log-probability, which a logits processor may change. Sentences of a batch do not influence each other.
+    A sentence is finished when no unfinished hypothesis can reach a score among its `num_return_sequences` best any
+    more. This is exact as long as each token lowers the log-probability, which a logits processor may change. The
+    sentences of a batch do not influence each other.
 
     Args:
         model: An encoder-decoder model.
-        input_ids: The decoder's prompt, [batch * beams, prompt length].
-        logits_processor: Applied to the log-probabilities of each step, [batch * beams, vocabulary].
-        stopping_criteria: What ends a hypothesis beside the limit.
-        generation_config: Of which `length_penalty` is alpha. With one beam alpha is 0, and the search greedy.
-            `early_stopping` has no meaning here.
-        tokens_beyond_source: A hypothesis ends where it has so many tokens more than its source, or where
-            `max_new_tokens` or `max_length` say so; None for these alone.
-        final_streamer: Gets the prompt, and when the search is over the best sequence, token by token. (`generate()`
-            does not hand its own `streamer` to a function.)
-        **model_kwargs: What the model takes: `encoder_outputs`, `attention_mask`, the cache.
+        input_ids: The decoder's prompt, int64, [batch * beams, prompt length].
+        logits_processor: Applied to the log-probabilities of each step, float32, [batch * beams, vocabulary].
+        stopping_criteria: Decide which hypotheses end, in addition to the length limit.
+        generation_config: `length_penalty` is alpha. With one beam alpha is 0 and the search is greedy.
+            `early_stopping` has no effect.
+        tokens_beyond_source: A hypothesis ends when it is this many tokens longer than its source, or at
+            `max_new_tokens` or `max_length`; None for these two alone.
+        final_streamer: Receives the prompt, and after the search the best sequence token by token. (`generate()` does
+            not pass its own `streamer` to a function.)
+        **model_kwargs: Arguments of the model's forward: `encoder_outputs`, `attention_mask`, the cache.
 
     Returns:
-        The ids, [batch * num_return_sequences, length], best first, padded with `<pad>`. With `return_dict_in_generate`
-        also `sequences_scores`, the scores as above, [batch * num_return_sequences], `beam_indices`, and on request
-        what `generate()` has for any beam search, but for the cache.
+        Token ids, [batch * num_return_sequences, length], best first, padded with `<pad>`. With
+        `return_dict_in_generate` also `sequences_scores` (as defined above), float32, [batch * num_return_sequences],
+        `beam_indices`, and the other outputs of `generate()` that are requested, except the cache.
 
     Raises:
-        ValueError: Sampling, which is not a search, or several sequences to stream.
+        ValueError: If `do_sample` is set, or several sequences are to be streamed.
     """
     if generation_config.do_sample:
         raise ValueError("do_sample is set, but gnmt_beam_search does not sample; leave out one of the two")
     beams = generation_config.num_beams
-    alpha = generation_config.length_penalty if beams > 1 else 0.0
-    wanted = generation_config.num_return_sequences
     if final_streamer is not None:
-        if wanted > 1:
-            raise ValueError(
-                f"num_return_sequences is {wanted}, but final_streamer takes one sequence; leave out one of them"
-            )
-        final_streamer.put(input_ids[::beams].cpu())
-    prompt_length = input_ids.shape[1]
-    batch = input_ids.shape[0] // beams
-    limits = _limits(generation_config, model_kwargs, prompt_length, tokens_beyond_source, batch)
-    steps = int(limits.max())
-    divisors = gnmt_length_penalty(limits, alpha)  # at the greatest length, [batch]
-    first_beam = torch.arange(batch, device=input_ids.device)[:, None] * beams  # [batch, 1]
-    eos = generation_config._eos_token_tensor
-    candidates = beams * (2 if eos is None else 1 + len(eos))  # so that enough are left when each beam ends in each way
+        _stream_prompt(final_streamer, input_ids[::beams], generation_config.num_return_sequences)
+    batch, prompt_length = input_ids.shape[0] // beams, input_ids.shape[1]
+    limits = _length_limits(generation_config, model_kwargs, prompt_length, tokens_beyond_source, batch)
+    search = BeamSearch(input_ids, limits, generation_config)
+    decoder = select_decoder(model, model_kwargs, generation_config, input_ids, beams, search.steps)
+    batch_may_shrink = _batch_may_shrink(generation_config, logits_processor, stopping_criteria)
+    recorded: dict[str, tuple] = {}  # name of an output: its value at each step
 
-    ids = input_ids.new_full((batch, beams, prompt_length + steps), int(generation_config._pad_token_tensor))
-    ids[:, :, :prompt_length] = input_ids.view(batch, beams, prompt_length)
-    none = torch.full((batch, beams), -torch.inf, device=input_ids.device)
-    ended = Hypotheses(ids, input_ids.new_full((batch, beams, steps), -1), none)
-    # All beams begin alike: only the first of them is a hypothesis.
-    running = replace(ended, scores=none.index_fill(1, first_beam.new_zeros(1), 0.0))
-    settled = ended  # of all sentences; the other variables lose those that are settled
-    open_sentences = torch.arange(batch, device=input_ids.device)
-    decoder = select_decoder(model, model_kwargs, generation_config, input_ids, beams, steps)
-    may_shrink = _rows_are_free(decoder, generation_config, logits_processor, stopping_criteria)
-    is_among_the_best = torch.arange(candidates, device=input_ids.device) < beams
-    recorded: dict[str, tuple] = {}
-    for step in range(steps):
-        length = prompt_length + step
-        written = running.ids[:, :, :length]
-        log_probs = decoder.step(written, running.beams[:, :, :step])
+    for step in range(search.steps):
+        ids = search.alive.ids[:, :, : prompt_length + step]
+        log_probs = decoder.step(ids, search.alive.parents[:, :, :step])
         if logits_processor:
             rows = log_probs.expand(-1, beams, -1).flatten(0, 1)
-            log_probs = logits_processor(written.flatten(0, 1), rows).unflatten(0, (batch, beams))
+            log_probs = logits_processor(ids.flatten(0, 1), rows).unflatten(0, (batch, beams))
         _record(recorded, generation_config, decoder, log_probs)
-
-        scores, places, tokens = best_continuations(running.scores, log_probs, candidates)
-        continued = running.take(places, scores)
-        continued.ids[:, :, length] = tokens
-        continued.beams[:, :, step] = places + first_beam
-        ends = stopping_criteria(continued.ids[:, :, : length + 1].flatten(0, 1), recorded.get("scores"))
-        ends = ends.view_as(scores) | (step + 1 >= limits)[:, None]
-
-        if ends.any():
-            ending = ends & is_among_the_best[: scores.shape[1]]
-            penalized = (scores / gnmt_length_penalty(step + 1, alpha)).masked_fill(~ending, -torch.inf)
-            ended = ended.and_also(replace(continued, scores=penalized)).best(beams)
-            running = replace(continued, scores=scores.masked_fill(ends, -torch.inf)).best(beams)
-        else:
-            running = continued.first(beams)
-
-        # At best a running hypothesis keeps its log-probability, and has the length that gives the best score then.
-        reachable = running.scores[:, 0] / (divisors if alpha >= 0 else gnmt_length_penalty(step + 2, alpha))
-        kept = (reachable > ended.scores[:, wanted - 1]).nonzero()[:, 0]
-        if not len(kept):
+        search.advance(step, log_probs, stopping_criteria, recorded.get("scores"))
+        unfinished = search.can_improve(step).nonzero()[:, 0]  # rows of the batch
+        if not len(unfinished):
             break
-        if may_shrink and len(kept) <= SHRINK_TO * len(open_sentences):
-            settled.put(open_sentences, ended)
-            open_sentences, first_beam = open_sentences[kept], first_beam[kept]
-            limits, divisors = limits[kept], divisors[kept]
-            running, ended = running.of(kept), ended.of(kept)
-            decoder.keep(kept)
-    settled.put(open_sentences, ended)
+        if batch_may_shrink and len(unfinished) <= SHRINK_TO * search.batch and decoder.select(unfinished):
+            search.drop_finished(unfinished)
 
-    output = _output(settled, prompt_length, generation_config, model_kwargs, recorded)
+    output = _output(search.results(), prompt_length, generation_config, model_kwargs, recorded)
     if final_streamer is not None:
-        sequences = output.sequences if generation_config.return_dict_in_generate else output
+        sequences = output if isinstance(output, torch.Tensor) else output.sequences
         for tokens in sequences[:, prompt_length:].t().cpu():
             final_streamer.put(tokens)
         final_streamer.end()
     return output
 
 
+@dataclass
+class Hypotheses:
+    """A number of hypotheses for each sentence of a batch.
+
+    Attributes:
+        ids: Prompt and generated tokens, int64, [batch, hypotheses, length]; `<pad>` after the last token.
+        parents: For each generated token the hypothesis that it continued, as a row of [batch * beams], int64,
+            [batch, hypotheses, steps]; -1 after the last token. `generate()` calls them `beam_indices`.
+        scores: float32, [batch, hypotheses]; minus infinity for an empty place.
+    """
+
+    ids: torch.Tensor
+    parents: torch.Tensor
+    scores: torch.Tensor
+
+    def gather(self, indices: torch.Tensor, scores: torch.Tensor) -> "Hypotheses":
+        """Copy the hypotheses at these indices of each sentence, [batch, n], and give them new scores, [batch, n]."""
+        ids, parents = (tensor.take_along_dim(indices[:, :, None], dim=1) for tensor in (self.ids, self.parents))
+        return Hypotheses(ids, parents, scores)
+
+    def top(self, count: int) -> "Hypotheses":
+        """Copy the `count` hypotheses with the highest scores of each sentence, best first."""
+        scores, indices = self.scores.topk(count)
+        return self.gather(indices, scores)
+
+    def first(self, count: int) -> "Hypotheses":
+        """View the first `count` hypotheses of each sentence."""
+        return Hypotheses(self.ids[:, :count], self.parents[:, :count], self.scores[:, :count])
+
+    def select(self, rows: torch.Tensor) -> "Hypotheses":
+        """Select hypotheses by batch index, int64, [rows]."""
+        return Hypotheses(self.ids[rows], self.parents[rows], self.scores[rows])
+
+    def concat(self, other: "Hypotheses") -> "Hypotheses":
+        """Concatenate along the hypothesis axis."""
+        pairs = ((self.ids, other.ids), (self.parents, other.parents), (self.scores, other.scores))
+        return Hypotheses(*(torch.cat(pair, dim=1) for pair in pairs))
+
+    def write(self, rows: torch.Tensor, other: "Hypotheses") -> None:
+        """Overwrite the hypotheses at these batch indices, int64, [rows]."""
+        self.ids[rows], self.parents[rows], self.scores[rows] = other.ids, other.parents, other.scores
+
+
+class BeamSearch:
+    """Hypotheses of a beam search with the GNMT length penalty.
+
+    Attributes:
+        alive: The hypotheses that are continued, best first, with log-probabilities as scores, [batch, beams].
+        finished: The best hypotheses that have ended, best first, with penalized scores, [batch, beams].
+        batch: How many sentences are still in the batch.
+        steps: How many tokens may be generated at most.
+
+    Args:
+        input_ids: The decoder's prompt, int64, [batch * beams, prompt length].
+        limits: How many tokens may be generated for each sentence, int64, [batch].
+        generation_config: As `generate()` prepares it.
+    """
+
+    def __init__(self, input_ids: torch.Tensor, limits: torch.Tensor, generation_config: GenerationConfig) -> None:
+        self.beams = generation_config.num_beams
+        self.wanted = generation_config.num_return_sequences
+        self.alpha = generation_config.length_penalty if self.beams > 1 else 0.0
+        self.prompt_length = input_ids.shape[1]
+        self.limits, self.steps = limits, int(limits.max())
+        self.best_penalty = gnmt_length_penalty(limits, self.alpha)  # at a sentence's greatest length, [batch]
+        eos = generation_config._eos_token_tensor
+        # If each beam is continued by every end token, `beams` candidates that do not end remain.
+        self.candidates = self.beams * (2 if eos is None else 1 + len(eos))
+        self.is_top_candidate = torch.arange(self.candidates, device=input_ids.device) < self.beams
+
+        self.batch = len(limits)
+        self.unfinished = torch.arange(self.batch, device=input_ids.device)  # rows of `_results`
+        self.first_beam = self.unfinished[:, None] * self.beams  # row of [batch * beams], [batch, 1]
+        shape = (self.batch, self.beams, self.prompt_length + self.steps)
+        ids = input_ids.new_full(shape, int(generation_config._pad_token_tensor))
+        ids[:, :, : self.prompt_length] = input_ids.view(self.batch, self.beams, -1)
+        parents = input_ids.new_full((self.batch, self.beams, self.steps), -1)
+        scores = torch.full((self.batch, self.beams), -torch.inf, device=input_ids.device)
+        self.finished = Hypotheses(ids, parents, scores)
+        self._results = self.finished  # of all sentences, also of those that have left the batch
+        # All beams begin alike, so only the first is a hypothesis: scores = [[0, -inf, -inf, -inf]].
+        self.alive = Hypotheses(ids, parents, scores.index_fill(1, self.first_beam.new_zeros(1), 0.0))
+
+    def advance(
+        self, step: int, log_probs: torch.Tensor, stopping_criteria: StoppingCriteriaList, all_scores: tuple | None
+    ) -> None:
+        """Continue each alive hypothesis by a token, and move those that end to the finished ones.
+
+        Args:
+            step: How many tokens have been generated.
+            log_probs: Log-probabilities of the next token, float32, [batch, beams, vocabulary]; [batch, 1, vocabulary]
+                at the first step.
+            stopping_criteria: Decide which hypotheses end.
+            all_scores: What stopping criteria get as `scores`.
+        """
+        scores, parents, tokens = best_continuations(self.alive.scores, log_probs, self.candidates)
+        # parents = [[0, 0, 1, 0, ...]]: the best two candidates continue beam 0, the third one beam 1.
+        length = self.prompt_length + step + 1
+        continued = self.alive.gather(parents, scores)  # [batch, candidates]
+        continued.ids[:, :, length - 1] = tokens
+        continued.parents[:, :, step] = parents + self.first_beam
+        ends = stopping_criteria(continued.ids[:, :, :length].flatten(0, 1), all_scores).view_as(scores)
+        ends = ends | (step + 1 >= self.limits)[:, None]
+        if not ends.any():
+            self.alive = continued.first(self.beams)
+            return
+        # An end counts only among the best `beams` candidates; the others are there to fill the places of these.
+        # ends = [[F, T, F, F, T, F, F, F]] with 4 beams: candidate 1 is finished, 4 is dropped, and 0, 2, 3, 5 go on.
+        counted = ends & self.is_top_candidate[: scores.shape[1]]
+        penalized = (scores / gnmt_length_penalty(step + 1, self.alpha)).masked_fill(~counted, -torch.inf)
+        ending = Hypotheses(continued.ids, continued.parents, penalized)
+        self.finished = self.finished.concat(ending).top(self.beams)
+        continued.scores = scores.masked_fill(ends, -torch.inf)
+        self.alive = continued.top(self.beams)
+
+    def can_improve(self, step: int) -> torch.Tensor:
+        """Decide which sentences may still get a better result, bool, [batch], after `step` + 1 tokens.
+
+        At best, the first alive hypothesis keeps its log-probability and gets the most favourable length: the greatest
+        one, or for a negative alpha the next one.
+        """
+        penalty = self.best_penalty if self.alpha >= 0 else gnmt_length_penalty(step + 2, self.alpha)
+        return self.alive.scores[:, 0] / penalty > self.finished.scores[:, self.wanted - 1]
+
+    def drop_finished(self, unfinished: torch.Tensor) -> None:
+        """Go on with these sentences only, given by batch index, int64, [unfinished]."""
+        self._results.write(self.unfinished, self.finished)
+        self.unfinished, self.first_beam = self.unfinished[unfinished], self.first_beam[unfinished]
+        self.limits, self.best_penalty = self.limits[unfinished], self.best_penalty[unfinished]
+        self.alive, self.finished = self.alive.select(unfinished), self.finished.select(unfinished)
+        self.batch = len(unfinished)
+
+    def results(self) -> Hypotheses:
+        """Return the finished hypotheses of all sentences, [sentences, num_return_sequences], best first."""
+        self._results.write(self.unfinished, self.finished)
+        return self._results.first(self.wanted)
+
+
 def best_continuations(
     scores: torch.Tensor, log_probs: torch.Tensor, count: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of each sentence the best continuations of all its beams, best first.
+    """Find the top continuations of each sentence, over all its beams, best first.
 
-    The best of a beam are among those in the columns with the greatest maxima, when the vocabulary is laid out in
-    `ROWS` rows: two small searches in the place of a large one.
+    A search over the whole vocabulary is replaced by two small ones: with the vocabulary arranged in rows, the top
+    `count` tokens of a beam lie in the `count` columns with the highest maxima.
 
     Args:
-        scores: What the beams have so far, [batch, beams]; of the beams that `log_probs` has not, nothing is read.
-        log_probs: Of the next token, [batch, beams or fewer, vocabulary].
-        count: How many; fewer where there are not so many.
+        scores: Log-probabilities of the beams so far, [batch, beams]. Beams that `log_probs` does not have are ignored.
+        log_probs: Log-probabilities of the next token, [batch, beams or fewer, vocabulary].
+        count: How many continuations to find. There are fewer if the beams do not have as many.
 
     Returns:
-        Their scores, which beam each continues, and its token, each [batch, count].
+        The continuations' log-probabilities, the beam that each continues, and its token, each [batch, count].
     """
     batch, beams, vocab_size = log_probs.shape
-    columns = vocab_size // ROWS
-    kept = min(count, vocab_size)
-    if columns > kept:
-        whole = columns * ROWS
-        maxima = log_probs[:, :, :whole].unflatten(2, (ROWS, columns)).amax(dim=2)
-        starts = maxima.topk(kept, sorted=False).indices  # [batch, beams, kept]
-        rows = torch.arange(0, whole, columns, device=scores.device)
-        tokens = (starts[..., None] + rows).flatten(2)
-        rest = torch.arange(whole, vocab_size, device=scores.device).expand(batch, beams, -1)
+    columns = vocab_size // VOCABULARY_ROWS
+    per_beam = min(count, vocab_size)
+    if columns > per_beam:
+        # Token t < arranged is in row t // columns and column t % columns. The tokens after these are searched too.
+        arranged = columns * VOCABULARY_ROWS
+        maxima = log_probs[:, :, :arranged].unflatten(2, (VOCABULARY_ROWS, columns)).amax(dim=2)
+        top_columns = maxima.topk(per_beam, sorted=False).indices  # [batch, beams, per_beam]
+        row_starts = torch.arange(0, arranged, columns, device=scores.device)
+        tokens = (top_columns[..., None] + row_starts).flatten(2)  # [batch, beams, per_beam * VOCABULARY_ROWS]
+        rest = torch.arange(arranged, vocab_size, device=scores.device).expand(batch, beams, -1)
         tokens = torch.cat([tokens, rest], dim=2)
-        values, places = log_probs.gather(2, tokens).topk(kept)
-        tokens = tokens.gather(2, places)
+        values, indices = log_probs.gather(2, tokens).topk(per_beam)
+        tokens = tokens.gather(2, indices)
     else:
-        values, tokens = log_probs.topk(kept)
-    continued = (scores[:, :beams, None] + values).flatten(1)
-    best, places = continued.topk(min(count, continued.shape[1]))
-    return best, places // kept, tokens.flatten(1).gather(1, places)
+        values, tokens = log_probs.topk(per_beam)
+    continued = (scores[:, :beams, None] + values).flatten(1)  # [batch, beams * per_beam]
+    best, indices = continued.topk(min(count, continued.shape[1]))
+    # With per_beam = 8, indices = [[0, 9, 1]]: beam 0's best token, beam 1's second best, beam 0's second best.
+    return best, indices // per_beam, tokens.flatten(1).gather(1, indices)
 
 
-def _rows_are_free(
-    decoder: CachedDecoder | IncrementalDecoder,
+def _stream_prompt(streamer: BaseStreamer, prompt: torch.Tensor, sequences: int) -> None:
+    """Put the prompt of each sentence, [batch, prompt length], or raise ValueError for several sequences."""
+    if sequences > 1:
+        raise ValueError(
+            f"num_return_sequences is {sequences}, but final_streamer takes one sequence; leave out one of them"
+        )
+    streamer.put(prompt.cpu())
+
+
+def _batch_may_shrink(
     generation_config: GenerationConfig,
     logits_processor: LogitsProcessorList,
     stopping_criteria: StoppingCriteriaList,
 ) -> bool:
-    """Whether a sentence may leave the batch when it is settled: nobody else counts the batch's rows."""
-    usual = (MaxLengthCriteria, EosTokenCriteria)
+    """Decide whether finished sentences may leave the batch: if nothing else depends on the batch's rows."""
+    independent_of_rows = (MaxLengthCriteria, EosTokenCriteria)
     return (
-        isinstance(decoder, IncrementalDecoder)
-        and not logits_processor
+        not logits_processor
         and not generation_config.output_scores
-        and all(type(criterion) in usual for criterion in stopping_criteria)
+        and all(type(criterion) in independent_of_rows for criterion in stopping_criteria)
     )
 
 
-def _limits(
+def _length_limits(
     generation_config: GenerationConfig,
     model_kwargs: dict[str, Any],
     prompt_length: int,
     tokens_beyond_source: int | None,
     batch: int,
 ) -> torch.Tensor:
-    """The most tokens that may be generated for each source, int64, [batch]."""
+    """Compute how many tokens may be generated for each source, int64, [batch]."""
     memory, mask = model_kwargs["encoder_outputs"].last_hidden_state, model_kwargs.get("attention_mask")
     source_lengths = (memory.new_ones(memory.shape[:2]) if mask is None else mask.to(memory.device)).long().sum(dim=1)
-    source_lengths = source_lengths.view(batch, -1)[:, 0]  # some models have the source once for each beam
+    source_lengths = source_lengths.view(batch, -1)[:, 0]  # other models have each source once per beam
     limits = torch.full_like(source_lengths, generation_config.max_length - prompt_length)
     return limits if tokens_beyond_source is None else limits.minimum(source_lengths + tokens_beyond_source)
 
@@ -283,50 +352,43 @@ def _limits(
 def _record(
     recorded: dict[str, tuple],
     generation_config: GenerationConfig,
-    decoder: CachedDecoder | IncrementalDecoder,
+    decoder: StepDecoder,
     log_probs: torch.Tensor,
 ) -> None:
-    """Add a step to each of the outputs that are asked for."""
-    step = {}
+    """Append this step's values of all requested outputs."""
+    step: dict[str, Any] = {}
     if generation_config.output_scores:
         step["scores"] = log_probs.expand(-1, generation_config.num_beams, -1).flatten(0, 1).clone()
-    if generation_config.output_logits:
-        step["logits"] = decoder.outputs.logits[:, -1].float()
-    if generation_config.output_attentions:
-        step |= {name: decoder.outputs[name] for name in ("decoder_attentions", "cross_attentions")}
-    if generation_config.output_hidden_states:
-        step["decoder_hidden_states"] = decoder.outputs.decoder_hidden_states
+    if (outputs := decoder.outputs) is not None:
+        if generation_config.output_logits:
+            step["logits"] = outputs.logits[:, -1].float()
+        if generation_config.output_attentions:
+            step |= {name: outputs[name] for name in ("decoder_attentions", "cross_attentions")}
+        if generation_config.output_hidden_states:
+            step["decoder_hidden_states"] = outputs.decoder_hidden_states
     for name, value in step.items():
         recorded[name] = (*recorded.get(name, ()), value)
 
 
 def _output(
-    ended: Hypotheses,
+    results: Hypotheses,
     prompt_length: int,
     generation_config: GenerationConfig,
     model_kwargs: dict[str, Any],
     recorded: dict[str, tuple],
 ) -> GenerateBeamEncoderDecoderOutput | torch.LongTensor:
-    """What `generate()` returns, cut to the longest of the hypotheses that are wanted."""
-    wanted = slice(generation_config.num_return_sequences)
-    beam_indices = ended.beams[:, wanted].flatten(0, 1)
+    """Build what `generate()` returns, cut to the longest of the results, [batch, num_return_sequences]."""
+    beam_indices = results.parents.flatten(0, 1)
     longest = int((beam_indices >= 0).sum(dim=1).max())
-    sequences = ended.ids[:, wanted, : prompt_length + longest].flatten(0, 1)
+    sequences = results.ids[:, :, : prompt_length + longest].flatten(0, 1)
     if not generation_config.return_dict_in_generate:
         return sequences
     encoder_outputs = model_kwargs["encoder_outputs"]
     return GenerateBeamEncoderDecoderOutput(
         sequences=sequences,
-        sequences_scores=ended.scores[:, wanted].flatten(),
+        sequences_scores=results.scores.flatten(),
         beam_indices=beam_indices[:, :longest],
         encoder_attentions=encoder_outputs.get("attentions") if generation_config.output_attentions else None,
         encoder_hidden_states=encoder_outputs.get("hidden_states") if generation_config.output_hidden_states else None,
         **recorded,
     )
-
-
-def paper_generation_config(model: PreTrainedModel) -> GenerationConfig:
-    """The model's generation config with the paper's search: beam 4 and length penalty 0.6 (section 6.1)."""
-    generation_config = deepcopy(model.generation_config)
-    generation_config.update(**PAPER_DECODING)
-    return generation_config

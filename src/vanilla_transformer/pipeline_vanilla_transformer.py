@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, Pipeline, StoppingCriteria, StoppingCriteriaList
 
 from .eval_mode_vanilla_transformer import eval_mode
-from .generation_vanilla_transformer import TOKENS_BEYOND_SOURCE, completed, gnmt_beam_search
+from .generation_vanilla_transformer import TOKENS_BEYOND_SOURCE, gnmt_beam_search, search_settings
 
 REGISTERED_TASK = "vanilla-translation"
 SAVED_TASK = "translation"
@@ -118,7 +118,7 @@ class VanillaTransformerTranslationPipeline(Pipeline):
                 limit = SourceLengthLimit(source_lengths)
                 settings["stopping_criteria"] = StoppingCriteriaList([limit, *settings.get("stopping_criteria", [])])
             return settings
-        search = completed(self._setting("num_beams", settings), self._setting("length_penalty", settings))
+        search = search_settings(self._setting("num_beams", settings), self._setting("length_penalty", settings))
         if "generation_config" in settings:  # transformers warns where there is one and settings beside it
             settings["generation_config"] = copy.deepcopy(settings["generation_config"])
             settings["generation_config"].update(**search)

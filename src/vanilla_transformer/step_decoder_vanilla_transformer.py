@@ -1,11 +1,10 @@
-"""The decoder for beam search, one position at a time: the sums of the modeling file, with less around them.
+"""Decoders for beam search that compute one position at a time.
 
-The beams of a source share one cache. At each position every beam writes its keys and values into a slot of its own,
-and of earlier positions it sees the slots of its own ancestors. So nothing is moved when a beam is dropped and another
-splits: only the mask changes. To the source's keys and values, which exist once, the beams attend as so many positions.
+`CachedDecoder` calls the `forward` of any encoder-decoder model. `IncrementalDecoder` computes the same as the
+`forward` of our models with fewer operations, and is used where nothing has been modified.
 """
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -18,89 +17,191 @@ from transformers import (
 )
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
-FIRST_POSITIONS = 32  # how many a cache has room for at the beginning
+INITIAL_POSITIONS = 32  # A cache begins with room for so many positions.
+FEW_ROWS = 8  # Up to so many rows, BLAS computes (W x^T)^T up to twice as fast as x W^T, for the output matrix W.
 
 
-FEW_ROWS = 8  # Up to so many, BLAS multiplies by the output matrix faster the other way round, up to twice as fast.
+class StepDecoder(Protocol):
+    """What beam search needs of a decoder.
+
+    Attributes:
+        outputs: The model's output at the last step; None if the decoder does not call the model's `forward`.
+    """
+
+    outputs: Seq2SeqLMOutput | None
+
+    def step(self, ids: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """Compute the log-probabilities of the next token.
+
+        Args:
+            ids: Prompt and tokens of each beam so far, int64, [batch, beams, length].
+            parents: For each generated token the beam that it continued, as a row of [batch * beams], int64,
+                [batch, beams, steps].
+
+        Returns:
+            float32, [batch, beams, vocabulary]; at the first step, where all beams are alike, perhaps
+            [batch, 1, vocabulary]. The memory may be reused at the next step.
+        """
+
+    def select(self, rows: torch.Tensor) -> bool:
+        """Go on with the sentences at these batch indices, int64, [rows]; return False if all have to stay."""
+
+
+def select_decoder(
+    model: PreTrainedModel,
+    model_kwargs: dict[str, Any],
+    generation_config: GenerationConfig,
+    prompt: torch.Tensor,
+    beams: int,
+    steps: int,
+) -> StepDecoder:
+    """Choose the incremental decoder, unless the model or what is asked for needs `forward` and its cache."""
+    cache = model_kwargs.get("past_key_values")
+    usual = {"encoder_outputs", "attention_mask", "past_key_values", "use_cache", "logits_to_keep"}
+    if (
+        prompt.shape[1] == 1
+        and not any(getattr(generation_config, f"output_{name}") for name in ("logits", "attentions", "hidden_states"))
+        and all(value is None or name in usual for name, value in model_kwargs.items())
+        and isinstance(cache, EncoderDecoderCache)
+        and type(cache.self_attention_cache) is DynamicCache
+        and cache.get_seq_length() == 0
+        and IncrementalDecoder.supports(model)
+    ):
+        memory = model_kwargs["encoder_outputs"].last_hidden_state
+        return IncrementalDecoder(model, memory, model_kwargs.get("attention_mask"), beams, steps)
+    return CachedDecoder(model, model_kwargs)
+
+
+class CachedDecoder:
+    """Any encoder-decoder model, through its `forward` and the cache that `generate()` prepared for it."""
+
+    def __init__(self, model: PreTrainedModel, model_kwargs: dict[str, Any]) -> None:
+        self.model, self.model_kwargs = model, model_kwargs
+        self.outputs: Seq2SeqLMOutput | None = None
+
+    def step(self, ids: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """Compute the log-probabilities of the next token, see `StepDecoder`."""
+        batch, beams, steps = parents.shape
+        cache = self.model_kwargs.get("past_key_values")
+        if steps and cache is not None:
+            rows = parents[:, :, -1].flatten()
+            if hasattr(self.model, "_reorder_cache"):
+                self.model._reorder_cache(cache, rows)
+            else:
+                cache.reorder_cache(rows)
+        newest = 1 if steps and self.model_kwargs["use_cache"] else None
+        inputs = self.model.prepare_inputs_for_generation(
+            ids.flatten(0, 1), next_sequence_length=newest, **self.model_kwargs
+        )
+        outputs: Seq2SeqLMOutput = self.model(**inputs, return_dict=True)
+        self.outputs = outputs
+        self.model_kwargs = self.model._update_model_kwargs_for_generation(
+            outputs, self.model_kwargs, is_encoder_decoder=True
+        )
+        return F.log_softmax(outputs.logits[:, -1].float(), dim=-1).unflatten(0, (batch, beams))
+
+    def select(self, rows: torch.Tensor) -> bool:
+        """Keep all sentences: what else the model is given may depend on the rows of the batch."""
+        return False
 
 
 class IncrementalDecoder:
-    """Decoder and output layer for the newest token of each beam.
+    """Decoder and output layer of our models, for the newest token of each beam.
+
+    The beams of a source share one cache. At each position every beam writes its keys and values into its own slot, and
+    attends to its ancestors' slots at the positions before. When a beam is dropped and another one is continued twice,
+    nothing is copied: only the mask changes. The source's keys and values exist once; the beams attend to them like
+    consecutive positions of one target.
 
     Args:
-        model: A `VanillaTransformerForConditionalGeneration` of which `is_plain` holds.
+        model: A `VanillaTransformerForConditionalGeneration` for which `supports` holds.
         memory: The encoder's output, [batch, source length, d_model].
         source_mask: 1 for tokens and 0 for padding, [batch, source length]; None for no padding.
-        beams: How many beams each source has.
-        steps: How many positions there will be at most.
+        beams: Number of beams of each source.
+        steps: Greatest number of positions.
     """
+
+    outputs: Seq2SeqLMOutput | None = None
 
     def __init__(
         self, model: PreTrainedModel, memory: torch.Tensor, source_mask: torch.Tensor | None, beams: int, steps: int
     ) -> None:
         self.decoder = model.model.decoder
         self.output_matrix = aligned(model.lm_head.weight)  # [vocabulary, d_model]
-        self.positions = self.decoder.positions(torch.arange(steps, device=memory.device))
+        self.positions = self.decoder.positions(torch.arange(steps, device=memory.device))  # [steps, d_model]
         self.beams = beams
-        self.source_mask = self.mask = None
+        self.source_mask: torch.Tensor | None = None
+        self.ancestor_mask: torch.Tensor | None = None
         if source_mask is not None and not source_mask.all():
             self.source_mask = additive_mask(memory, source_mask[:, None, None] == 0)  # [batch, 1, 1, source length]
-        if beams > 1:  # [batch, 1, beams, positions * slots]; of each position a beam sees its own slot, for a start
-            others = ~torch.eye(beams, dtype=torch.bool, device=memory.device)
-            self.mask = additive_mask(memory, others.repeat(memory.shape[0], 1, 1, steps))
+        if beams > 1:  # [batch, 1, beams, steps * beams]; at first a beam sees its own slot at each position
+            other_slots = ~torch.eye(beams, dtype=torch.bool, device=memory.device)
+            self.ancestor_mask = additive_mask(memory, other_slots.repeat(memory.shape[0], 1, 1, steps))
         self.layers = [IncrementalLayer(layer, memory, beams) for layer in self.decoder.layers]
-        # Memory of this size, given back and asked for anew at each step, would cost more than what is computed in it.
+        # Allocating memory of this size at each step would cost more than the computation in it.
         self.logits = memory.new_empty(memory.shape[0] * beams, self.output_matrix.shape[0])
         self.log_probs = torch.empty_like(self.logits, dtype=torch.float32)
 
-    def step(self, written: torch.Tensor, continued: torch.Tensor) -> torch.Tensor:
-        """One position more.
+    @classmethod
+    def supports(cls, model: PreTrainedModel) -> bool:
+        """Decide whether the model's decoder computes what this class does: no dropout, adapter, hook or split."""
+        if model.config.model_type != "vanilla_transformer" or model.training or not model.output_layer_is_one_matrix():
+            return False
+        if torch.is_autocast_enabled(model.device.type):
+            return False
+        for module in model.model.decoder.modules():
+            file = type(module).__module__
+            known = file.startswith(("torch.nn.modules.", "transformers.activations"))
+            known |= file.rpartition(".")[2] == "modeling_vanilla_transformer"
+            hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
+            if not known or hooked or module._compiled_call_impl is not None:
+                return False
+        return True
 
-        Args:
-            written: The tokens of each beam so far, [batch, beams, positions].
-            continued: Which row of the batch of all beams each of them but the first continues, [batch, beams,
-                positions - 1]. It is also the slot of the position before.
+    def step(self, ids: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
+        """Compute the log-probabilities of the next token, see `StepDecoder`.
 
-        Returns:
-            Log-probabilities of the next token, float32, [batch, beams, vocabulary]; at the first position, where all
-            beams are alike, [batch, 1, vocabulary]. They hold until the next step.
+        A parent modulo `beams` is also the slot of the position before.
         """
-        position = continued.shape[2]
-        ids, mask = written[:, :, -1], None
+        position = parents.shape[2]
+        newest, mask = ids[:, :, -1], None
         if position == 0:
-            ids = ids[:, :1]
-        elif self.mask is not None:
-            # Of the earlier positions a beam sees what the one that it continues saw.
-            ancestors = self.mask[..., : position * self.beams]
-            ancestors.copy_(ancestors.take_along_dim(continued[:, None, :, -1:] % self.beams, dim=2))
-            mask = self.mask[..., : (position + 1) * self.beams]
-        embedded = self.decoder.embed_tokens(ids)
+            newest = newest[:, :1]
+        elif self.ancestor_mask is not None:
+            # Each beam takes over the row of the beam that it continues, for all positions before this one.
+            # parents[:, :, -1] = [[0, 0, 1, 2]]: beam 0 was continued twice, beam 3 was dropped.
+            ancestors = self.ancestor_mask[..., : position * self.beams]
+            ancestors.copy_(ancestors.take_along_dim(parents[:, None, :, -1:] % self.beams, dim=2))
+            mask = self.ancestor_mask[..., : (position + 1) * self.beams]
+        embedded = self.decoder.embed_tokens(newest)
         x = (embedded * self.decoder.embed_scale + self.positions[position]).to(embedded.dtype)
         for layer in self.layers:
             x = layer.step(x, position, mask, self.source_mask)
-        x = x.flatten(0, 1)
+        x = x.flatten(0, 1)  # [batch * beams, d_model]
         logits = self.logits[: len(x)]
         if len(x) <= FEW_ROWS:
             logits.copy_(torch.mm(self.output_matrix, x.t()).t())
         else:
             torch.mm(x, self.output_matrix.t(), out=logits)
         log_probs = torch.log_softmax(logits.float(), dim=-1, out=self.log_probs[: len(x)])
-        return log_probs.view(*ids.shape, -1)
+        return log_probs.view(*newest.shape, -1)
 
-    def keep(self, sentences: torch.Tensor) -> None:
-        """Go on with some of the sentences, by their places in the batch, [sentences]."""
-        for name in ("source_mask", "mask"):
-            if (mask := getattr(self, name)) is not None:
-                setattr(self, name, mask[sentences])
+    def select(self, rows: torch.Tensor) -> bool:
+        """Go on with the sentences at these batch indices, int64, [rows]."""
+        if self.source_mask is not None:
+            self.source_mask = self.source_mask[rows]
+        if self.ancestor_mask is not None:
+            self.ancestor_mask = self.ancestor_mask[rows]
         for layer in self.layers:
-            layer.keep(sentences)
+            layer.select(rows)
+        return True
 
 
 class IncrementalLayer:
     """A decoder layer with its keys and values.
 
-    At batch 1 a step takes as long as the number of its operations says, so there are as few as will do: layers are
-    called as functions of their weights, and queries, keys and values go through one product and one cache.
+    The time of a step at batch 1 is bound by the number of operations, so there are as few as possible: linear layers
+    and norms are called as functions of their weights, and the projections to queries, keys and values are one product.
     """
 
     def __init__(self, layer: nn.Module, memory: torch.Tensor, beams: int) -> None:
@@ -114,126 +215,61 @@ class IncrementalLayer:
         self.norms = [(norm.normalized_shape, norm.weight, norm.bias, norm.eps) for norm in norms]
         self.activation = layer.activation
         self.beams, self.split_heads = beams, own.split_heads
-        # [batch, heads, source length, d_head], so laid out that a head's are together
+        # [batch, heads, source length, d_head], contiguous within a head
         self.source_keys = cross.split_heads(cross.k_proj(memory)).contiguous()
         self.source_values = cross.split_heads(cross.v_proj(memory)).contiguous()
-        # Keys and then values, with room for more than there are: [batch, 2 * heads, positions * beams, d_head]
+        # Keys and then values, with room for later positions: [batch, 2 * heads, positions * beams, d_head]
         batch, self.heads, _, d_head = self.source_keys.shape
-        self.cache = memory.new_empty(batch, 2 * self.heads, FIRST_POSITIONS * beams, d_head)
+        self.cache = memory.new_empty(batch, 2 * self.heads, INITIAL_POSITIONS * beams, d_head)
 
     def step(
         self, x: torch.Tensor, position: int, mask: torch.Tensor | None, source_mask: torch.Tensor | None
     ) -> torch.Tensor:
-        """[batch, beams, d_model] to the same shape."""
+        """Apply the layer to one position, [batch, beams, d_model] to the same shape."""
         query, new = self.split_heads(F.linear(x, *self.qkv)).split_with_sizes([self.heads, 2 * self.heads], dim=1)
-        keys, values = self.extended(position, new).chunk(2, dim=1)
+        keys, values = self.extend_cache(position, new).chunk(2, dim=1)
         attended = F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
-        x = torch.layer_norm(F.linear(concatenated(attended), *self.out).add_(x), *self.norms[0])
+        x = torch.layer_norm(F.linear(concat_heads(attended), *self.out).add_(x), *self.norms[0])
 
         query = self.split_heads(F.linear(x, *self.cross_q))
         attended = F.scaled_dot_product_attention(query, self.source_keys, self.source_values, attn_mask=source_mask)
-        x = torch.layer_norm(F.linear(concatenated(attended), *self.cross_out).add_(x), *self.norms[1])
+        x = torch.layer_norm(F.linear(concat_heads(attended), *self.cross_out).add_(x), *self.norms[1])
 
         inner = self.activation(F.linear(x, *self.fc1))
         return torch.layer_norm(F.linear(inner, *self.fc2).add_(x), *self.norms[2])
 
-    def extended(self, position: int, new: torch.Tensor) -> torch.Tensor:
-        """Write a position's keys and values, [batch, 2 * heads, beams, d_head], and return all there are so far."""
+    def extend_cache(self, position: int, new: torch.Tensor) -> torch.Tensor:
+        """Store a position's keys and values, [batch, 2 * heads, beams, d_head], and return those of all positions.
+
+        Returns:
+            A view of the cache, [batch, 2 * heads, (position + 1) * beams, d_head]; at the first position
+            [batch, 2 * heads, 1, d_head], as all beams are alike and `new` has one for all.
+        """
         start = position * self.beams
         if start == self.cache.shape[2]:
             self.cache = torch.cat([self.cache, torch.empty_like(self.cache)], dim=2)
-        self.cache[:, :, start : start + self.beams] = new  # at the first position one for all slots
+        self.cache[:, :, start : start + self.beams] = new
         return self.cache[:, :, : start + new.shape[2]]
 
-    def keep(self, sentences: torch.Tensor) -> None:
-        """As `IncrementalDecoder.keep`."""
-        for name in ("source_keys", "source_values", "cache"):
-            setattr(self, name, getattr(self, name)[sentences])
+    def select(self, rows: torch.Tensor) -> None:
+        """Go on with the sentences at these batch indices, int64, [rows]."""
+        self.source_keys, self.source_values = self.source_keys[rows], self.source_values[rows]
+        self.cache = self.cache[rows]
 
 
-def concatenated(attended: torch.Tensor) -> torch.Tensor:
+def concat_heads(attended: torch.Tensor) -> torch.Tensor:
     """Concat(head_1, ..., head_h) (section 3.2.2): [batch, heads, beams, d_head] to [batch, beams, d_model]."""
     return attended.transpose(1, 2).flatten(2)
 
 
 def aligned(matrix: torch.Tensor) -> torch.Tensor:
-    """A copy where the matrix begins at no multiple of 16 bytes, as a loaded one may: BLAS would round otherwise."""
+    """Copy the matrix if its memory is not aligned to 16 bytes; BLAS would round differently.
+
+    The memory of a matrix that safetensors has loaded can begin anywhere.
+    """
     return matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()
 
 
 def additive_mask(memory: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
-    """What attention adds to its scores, in the memory's dtype: minus infinity where masked, 0 elsewhere."""
+    """Convert a boolean mask to one that is added to attention scores: minus infinity if masked, otherwise 0."""
     return memory.new_zeros(masked.shape).masked_fill_(masked, -torch.inf)
-
-
-def is_plain(model: PreTrainedModel) -> bool:
-    """Whether the decoder is what `IncrementalDecoder` computes: no dropout, adapter, hook, other dtype or split."""
-    if model.config.model_type != "vanilla_transformer" or model.training or not model.output_layer_is_one_matrix():
-        return False
-    if torch.is_autocast_enabled(model.device.type):
-        return False
-    for module in model.model.decoder.modules():
-        file = type(module).__module__
-        known = file.startswith(("torch.nn.modules.", "transformers.activations"))
-        known |= file.rpartition(".")[2] == "modeling_vanilla_transformer"
-        hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-        if not known or hooked or module._compiled_call_impl is not None:
-            return False
-    return True
-
-
-class CachedDecoder:
-    """Any encoder-decoder model, through its `forward` and the cache that `generate()` prepared for it.
-
-    Attributes:
-        outputs: What the model gave at the last step.
-    """
-
-    def __init__(self, model: PreTrainedModel, model_kwargs: dict[str, Any]) -> None:
-        self.model, self.model_kwargs = model, model_kwargs
-        self.outputs: Seq2SeqLMOutput
-
-    def step(self, written: torch.Tensor, continued: torch.Tensor) -> torch.Tensor:
-        """As `IncrementalDecoder.step`."""
-        batch, beams, steps = continued.shape
-        cache = self.model_kwargs.get("past_key_values")
-        if steps and cache is not None:
-            places = continued[:, :, -1].flatten()
-            if hasattr(self.model, "_reorder_cache"):
-                self.model._reorder_cache(cache, places)
-            else:
-                cache.reorder_cache(places)
-        newest = 1 if steps and self.model_kwargs["use_cache"] else None
-        inputs = self.model.prepare_inputs_for_generation(
-            written.flatten(0, 1), next_sequence_length=newest, **self.model_kwargs
-        )
-        self.outputs = self.model(**inputs, return_dict=True)
-        self.model_kwargs = self.model._update_model_kwargs_for_generation(
-            self.outputs, self.model_kwargs, is_encoder_decoder=True
-        )
-        return F.log_softmax(self.outputs.logits[:, -1].float(), dim=-1).unflatten(0, (batch, beams))
-
-
-def select_decoder(
-    model: PreTrainedModel,
-    model_kwargs: dict[str, Any],
-    generation_config: GenerationConfig,
-    prompt: torch.Tensor,
-    beams: int,
-    steps: int,
-) -> CachedDecoder | IncrementalDecoder:
-    """The incremental one for our models, unless something is asked for that only `forward` and its cache give."""
-    cache = model_kwargs.get("past_key_values")
-    usual = {"encoder_outputs", "attention_mask", "past_key_values", "use_cache", "logits_to_keep"}
-    if (
-        prompt.shape[1] == 1
-        and not any(getattr(generation_config, f"output_{name}") for name in ("logits", "attentions", "hidden_states"))
-        and all(value is None or name in usual for name, value in model_kwargs.items())
-        and isinstance(cache, EncoderDecoderCache)
-        and type(cache.self_attention_cache) is DynamicCache
-        and cache.get_seq_length() == 0
-        and is_plain(model)
-    ):
-        memory = model_kwargs["encoder_outputs"].last_hidden_state
-        return IncrementalDecoder(model, memory, model_kwargs.get("attention_mask"), beams, steps)
-    return CachedDecoder(model, model_kwargs)

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.tokenization import decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
-from ..generation_vanilla_transformer import completed, gnmt_beam_search
+from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
 
 logger = logging.getLogger(__name__)
 
@@ -135,7 +135,9 @@ def translate_windows(
         raise UserError(f'too_long is {too_long!r}; it must be "cut" or "refuse"')
     settings = {"num_return_sequences": num_return_sequences, **generate_kwargs}
     defaults = model.generation_config
-    settings |= completed(num_beams or defaults.num_beams, settings.get("length_penalty", defaults.length_penalty))
+    settings |= search_settings(
+        num_beams or defaults.num_beams, settings.get("length_penalty", defaults.length_penalty)
+    )
     if search is not None and not settings.get("do_sample", defaults.do_sample):
         settings["custom_generate"] = search
     try:

@@ -17,7 +17,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from ..data.files import open_output
 from ..errors import UserError, require
 from ..eval_mode_vanilla_transformer import eval_mode
-from ..generation_vanilla_transformer import completed, gnmt_beam_search
+from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
 from ..modeling_vanilla_transformer import shift_right
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def attention_maps(
     with eval_mode(model), torch.inference_mode():
         if target is None:
             own = model.generation_config
-            search = {"custom_generate": gnmt_beam_search, **completed(own.num_beams, own.length_penalty)}
+            search = {"custom_generate": gnmt_beam_search, **search_settings(own.num_beams, own.length_penalty)}
             written = model.generate(**inputs, **search, num_return_sequences=1, do_sample=False)
             decoder_input_ids = written[:, :-1]  # the last token is never read
         else:

@@ -174,11 +174,8 @@ def make_compute_metrics(
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         predictions, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
-<<<<<<< HEAD
-        scores = score(decode_batch(tokenizer, predictions), decode_batch(tokenizer, labels))
-=======
-        scores = score(decode_batch(tokenizer, predictions), decode_batch(tokenizer, labels), bleu_tokenize=bleu_tokenize)
->>>>>>> 84b5e72b (BLEU's tokenizer follows the target language as sacreBLEU's command does, in validation too; a missing package is named first)
+        hypotheses, references = decode_batch(tokenizer, predictions), decode_batch(tokenizer, labels)
+        scores = score(hypotheses, references, bleu_tokenize=bleu_tokenize)
         return {"bleu": scores["bleu"], "chrf": scores["chrf"], "exact_match": scores["exact_match"]}
 
     return compute_metrics

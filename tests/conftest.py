@@ -54,7 +54,7 @@ def run_script(capsys, monkeypatch) -> Iterator[Callable[..., tuple[int, str, st
     from transformers.utils.logging import enable_progress_bar
 
     def run(name: str, *arguments: str | Path, stdin: bytes = b"") -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "path", sys.path.copy())
+        monkeypatch.syspath_prepend(SCRIPTS / Path(name).parent)  # as Python does for a script
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
         monkeypatch.setattr(sys, "argv", [f"{name}.py", *map(str, arguments)])
         capsys.readouterr()

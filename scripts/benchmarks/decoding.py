@@ -18,23 +18,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-import transformers
-from datasets import disable_progress_bars
+from common import SEED, DataArguments, format_ratios, parse, print_header, run
+from datasets import Dataset
 from tqdm import tqdm
-from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from vanilla_transformer import (
     VanillaTransformerConfig,
     VanillaTransformerForConditionalGeneration,
     gnmt_beam_search,
 )
-from vanilla_transformer.commands.arguments import parse
 from vanilla_transformer.convert.ctranslate2 import to_ctranslate2
 from vanilla_transformer.convert.marian import to_marian
-from vanilla_transformer.data.numbers import number_pairs
-from vanilla_transformer.data.reading import iterate_sentences, load_pairs
-from vanilla_transformer.data.tokenization import train_tokenizer
-from vanilla_transformer.errors import UserError, exit_on_user_error, require
+from vanilla_transformer.data.reading import load_pairs
+from vanilla_transformer.errors import UserError, require
 from vanilla_transformer.inference.loading import load
 from vanilla_transformer.inference.metrics import score
 from vanilla_transformer.inference.translate import translate
@@ -44,12 +41,10 @@ Decode = Callable[[list[list[int]], int], None]  # token ids of a batch, and the
 
 
 @dataclass
-class BenchmarkArguments:
-    train_file: str | None = field(default=None, metadata={"help": "Sentence pairs, as for train.py; else numbers."})
-    source_lang: str = field(default="en", metadata={"help": "Language of the source."})
-    target_lang: str = field(default="fr", metadata={"help": "Language of the target."})
+class BenchmarkArguments(DataArguments):
+    """What is compared, and on what."""
+
     presets: list[str] = field(default_factory=lambda: ["tiny", "base"], metadata={"help": "Sizes to compare at."})
-    vocab_size: int = field(default=10_000, metadata={"help": "Types of the tokenizer that is trained."})
     num_beams: list[int] = field(default_factory=lambda: [4, 1], metadata={"help": "Beam sizes; 1 is greedy."})
     batch_sizes: list[int] = field(default_factory=lambda: [50, 25, 1], metadata={"help": "Sentences of a batch."})
     batches: int = field(default=2, metadata={"help": "Different batches in each turn; ten times as many of one."})
@@ -106,8 +101,8 @@ def through_ctranslate2(
 
 
 def contenders(preset: str, tokenizer: PreTrainedTokenizerBase, arguments: BenchmarkArguments) -> dict[str, Decode]:
-    """Those who take part, by name."""
-    torch.manual_seed(0)
+    """Make the decoders that take part, by name."""
+    torch.manual_seed(SEED)
     config = VanillaTransformerConfig.preset(preset, vocab_size=len(tokenizer))
     ours = VanillaTransformerForConditionalGeneration(config).eval()
     marian = to_marian(ours)
@@ -123,7 +118,7 @@ def contenders(preset: str, tokenizer: PreTrainedTokenizerBase, arguments: Bench
 def compare(
     decoders: dict[str, Decode], batches: list[list[list[int]]], num_beams: int, arguments: BenchmarkArguments
 ) -> None:
-    """Each contender's turn through all batches, in each round; the first round, not counted, warms up."""
+    """Let each contender decode all batches in each round; the first round, not counted, warms up."""
     seconds: dict[str, list[float]] = {name: [] for name in decoders}
     for _ in tqdm(range(arguments.rounds + 1), unit=" rounds", leave=False, disable=None):
         for name, decode in decoders.items():
@@ -137,20 +132,15 @@ def compare(
     for name, (_, *turns) in seconds.items():
         median = statistics.median(turns)
         ratios = " | ".join(
-            in_turn(turns, seconds[peer][1:]) for peer in ("MarianMT, generate()", "CTranslate2, float32")
+            format_ratios([other / own for own, other in zip(turns, seconds[peer][1:], strict=True)])
+            for peer in ("MarianMT, generate()", "CTranslate2, float32")
         )
         per_step = median / len(batches) / arguments.new_tokens
         print(f"| {name} | {sentences / median:,.1f} | {1000 * per_step:.2f} | {ratios} |", flush=True)
 
 
-def in_turn(own: list[float], others: list[float]) -> str:
-    """How many times as fast, the median and each round."""
-    ratios = [other / mine for mine, other in zip(own, others, strict=True)]
-    return f"{statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})"
-
-
 def compare_searches(arguments: BenchmarkArguments) -> None:
-    """Each search of translate() in turn, in each round, over the whole test set."""
+    """Let each search of translate() go through the whole test set in each round."""
     model, tokenizer = load(arguments.model_name_or_path, device="cpu")
     pairs = load_pairs(arguments.test_file, arguments.source_lang, arguments.target_lang)
     searches = {
@@ -180,56 +170,47 @@ def compare_searches(arguments: BenchmarkArguments) -> None:
     print(scores["bleu_signature"])
 
 
-def load_data(arguments: BenchmarkArguments) -> tuple[PreTrainedTokenizerBase, list[list[int]]]:
-    """A tokenizer trained on the pairs, and the ids of the sources that are needed, in order of their lengths."""
-    languages = arguments.source_lang, arguments.target_lang
-    if arguments.train_file:
-        pairs = load_pairs(arguments.train_file, *languages)
-    else:
-        pairs = number_pairs(*languages, "train", 5_000)
-    tokenizer = train_tokenizer(iterate_sentences(pairs), arguments.vocab_size)
+def encode_sources(
+    tokenizer: PreTrainedTokenizerBase, pairs: Dataset, arguments: BenchmarkArguments
+) -> list[list[int]]:
+    """Encode the sources that are needed, in the order of their lengths."""
     count = max(size * number_of_batches(size, arguments) for size in arguments.batch_sizes)
-    return tokenizer, sorted(tokenizer(list(pairs["source"][:count]))["input_ids"], key=len)
+    return sorted(tokenizer(list(pairs["source"][:count]))["input_ids"], key=len)
 
 
 def number_of_batches(size: int, arguments: BenchmarkArguments) -> int:
+    """Number the batches of a size; one sentence at a time is so little work that it takes ten times as many."""
     return arguments.batches * (10 if size == 1 else 1)
 
 
-def batches_of(sources: list[list[int]], size: int, arguments: BenchmarkArguments) -> list[list[list[int]]]:
-    """Batches of like length, from all lengths."""
+def make_batches(sources: list[list[int]], size: int, arguments: BenchmarkArguments) -> list[list[list[int]]]:
+    """Cut batches of similar length, spread over all lengths."""
     count = number_of_batches(size, arguments)
     starts = [round(index * (len(sources) - size) / max(1, count - 1)) for index in range(count)]
     return [sources[start : start + size] for start in starts]
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(BenchmarkArguments, description=__doc__.split("\n")[0])
-    (arguments,) = parse(parser, argv)
+    """Compare the engines on new models, or the searches on a trained one."""
+    arguments = parse(BenchmarkArguments, __doc__, argv)
     if (arguments.model_name_or_path is None) != (arguments.test_file is None):
         raise UserError("--model_name_or_path and --test_file go together; one of them is missing")
-    disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    require("ctranslate2", "ct2")
     torch.set_num_threads(arguments.threads)
-    versions = f"torch {torch.__version__}, transformers {transformers.__version__}"
+    print_header(arguments.threads, ("torch", "transformers", "ctranslate2", "sacrebleu"))
     if arguments.model_name_or_path:
-        print(f"{versions}, {arguments.threads} threads")
         compare_searches(arguments)
         return
-    print(
-        f"{versions}, CTranslate2 {require('ctranslate2', 'ct2').__version__}, {arguments.threads} threads, "
-        f"{arguments.new_tokens} tokens written for each sentence"
-    )
-    tokenizer, sources = load_data(arguments)
+    print(f"{arguments.new_tokens} tokens written for each sentence")
+    tokenizer, pairs = arguments.load()
+    sources = encode_sources(tokenizer, pairs, arguments)
     for preset in arguments.presets:
         decoders = contenders(preset, tokenizer, arguments)
         for num_beams in arguments.num_beams:
             for size in arguments.batch_sizes:
                 print(f"\n{preset}, {len(tokenizer):,} types, {num_beams} beams, batches of {size}")
-                compare(decoders, batches_of(sources, size, arguments), num_beams, arguments)
+                compare(decoders, make_batches(sources, size, arguments), num_beams, arguments)
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run(main)

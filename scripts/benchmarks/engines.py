@@ -7,7 +7,6 @@ The model is exported to each engine. Each translates in a process of its own, o
 sentences in the same order; in each round every engine has its turn. Prints a table in Markdown.
 """
 
-import shlex
 import statistics
 import sys
 import tempfile
@@ -15,17 +14,16 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from multiprocessing import get_context
 from pathlib import Path
 
 import torch
 import transformers
-from datasets import disable_progress_bars
 from tqdm import tqdm
-from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, HfArgumentParser, PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, PreTrainedModel
 
-# vanilla_transformer is imported in functions only: one engine runs in a process that must not have it.
+# vanilla_transformer, and `common`, which needs it, are imported in functions only: the engines run in processes that
+# import this file, and one of them must not have the package.
 
 LIBRARIES = ("torch", "transformers", "ctranslate2", "onnxruntime", "sacrebleu")
 OURS = "transformers"
@@ -36,8 +34,10 @@ Ids = list[list[int]]
 
 @dataclass
 class BenchmarkArguments:
+    """Which model, on what, and how often."""
+
     model_name_or_path: str = field(metadata={"help": "Folder of a trained model, or its id on the Hub."})
-    test_file: str = field(metadata={"help": "Sentence pairs, as for evaluate.py."})
+    test_file: str = field(metadata={"help": "Sentence pairs, as for `vanilla-transformer evaluate`."})
     source_lang: str = field(metadata={"help": "Language of the source."})
     target_lang: str = field(metadata={"help": "Language of the target."})
     max_predict_samples: int | None = field(default=None, metadata={"help": "Translate only the first so many."})
@@ -206,17 +206,15 @@ def size_in_mb(folder: Path) -> float:
 
 
 def main(argv: list[str] | None = None) -> None:
-    from vanilla_transformer.commands.arguments import parse
+    """Export the model to every engine, let each translate, and print the table."""
+    from common import parse, print_header
+
     from vanilla_transformer.data.reading import load_pairs
     from vanilla_transformer.errors import require
     from vanilla_transformer.inference.loading import load
     from vanilla_transformer.inference.metrics import score
 
-    parser = HfArgumentParser(BenchmarkArguments, description=__doc__.split("\n")[0])
-    (arguments,) = parse(parser, argv)
-    disable_progress_bars()
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    arguments = parse(BenchmarkArguments, __doc__, argv)
     require("ctranslate2", extra="ct2")
     require("onnxruntime", extra="onnx")
     pairs = load_pairs(arguments.test_file, arguments.source_lang, arguments.target_lang)
@@ -248,9 +246,8 @@ def main(argv: list[str] | None = None) -> None:
                         results[engine].append(executor.submit(turn, engine, str(folder / subfolder), work).result())
                     progress.update()
 
-    print(shlex.join(["python", *sys.argv]))
-    print(", ".join(f"{library} {version(library)}" for library in LIBRARIES), end="; ")
-    print(f"{len(sources):,} sentences, {arguments.threads} threads, batches of {arguments.batch_size}")
+    print_header(arguments.threads, LIBRARIES)
+    print(f"{len(sources):,} sentences, batches of {arguments.batch_size}")
     print(f"length penalty {work.length_penalty}, median of {arguments.rounds} rounds\n")
     searches = ["greedy", f"beam {arguments.num_beams}"]
     columns = [f"{search}: {column}" for search in searches for column in ("BLEU", "sentences/s", "same as ours")]
@@ -269,7 +266,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    from vanilla_transformer.errors import exit_on_user_error
+    from common import run
 
-    with exit_on_user_error():
-        main()
+    run(main)

@@ -3,7 +3,7 @@
 python scripts/benchmarks/reproduce_multi30k.py --data_dir data/multi30k-bpe --output_dir runs/multi30k-bpe
 
 The folder of data holds train, valid and test.2016 (.en and .de, plain or .gz), segmented by subword-nmt ("@@ "), and
-its codes, code or code.gz. All further arguments are those of train.py and replace the recipe's.
+its codes, code or code.gz. All further arguments are those of `vanilla-transformer train` and replace the recipe's.
 """
 
 import json
@@ -12,12 +12,15 @@ from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from common import print_header, run
+
 from vanilla_transformer.commands import evaluate, train
 from vanilla_transformer.data.files import in_use
 from vanilla_transformer.data.reading import load_pairs
 from vanilla_transformer.data.text_files import read_lines
 from vanilla_transformer.data.tokenization import subword_nmt_tokenizer
-from vanilla_transformer.errors import UserError, exit_on_user_error
+from vanilla_transformer.errors import UserError
 from vanilla_transformer.training.averaging import average_checkpoints
 from vanilla_transformer.training.checkpoints import complete_checkpoints
 
@@ -55,10 +58,10 @@ def prepare(data_dir: Path, folder: Path) -> None:
         parts.rename(folder)
 
 
-def report(run: Path, data: Path) -> None:
+def report(run_dir: Path, data: Path) -> None:
     """Average the last checkpoints, translate test.2016 with beam 5 and print both scores, and BLEU against minutes."""
-    checkpoints = complete_checkpoints(run)
-    averaged, test = run / "averaged", data / "test.2016"
+    checkpoints = complete_checkpoints(run_dir)
+    averaged, test = run_dir / "averaged", data / "test.2016"
     average_checkpoints(checkpoints[-AVERAGED:], averaged)
     predictions = f"{averaged}/test.2016.de"
     print("\nScored as published, on the tokens:")
@@ -81,24 +84,27 @@ def report(run: Path, data: Path) -> None:
     for line in log:
         if "eval_bleu" in line:
             print(f"| {line['step']:,} | {line['minutes']:.1f} | {line['eval_loss']:.3f} | {line['eval_bleu']:.2f} |")
-    print(f"\nThe model is in {averaged}, the curve in {run / 'training.png'}")
+    print(f"\nThe model is in {averaged}, the curve in {run_dir / 'training.png'}")
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Prepare the data, train, average and score."""
     parser = ArgumentParser(description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--data_dir", type=Path, required=True, help="folder of the segmented data and its codes")
     parser.add_argument("--output_dir", type=Path, required=True, help="folder of the run, new unless it is resumed")
+    parser.add_argument("--seed", type=int, default=42, help="of weights, order and dropout")
     arguments, changes = parser.parse_known_args(argv)
-    data, run = arguments.output_dir / "data", arguments.output_dir / "run"
-    if in_use(run / "averaged"):
-        raise UserError(f"the run in {run} is scored already; give another --output_dir, or remove {run / 'averaged'}")
+    data, run_dir = arguments.output_dir / "data", arguments.output_dir / "run"
+    averaged = run_dir / "averaged"
+    if in_use(averaged):
+        raise UserError(f"the run in {run_dir} is scored already; give another --output_dir, or remove {averaged}")
+    print_header(torch.get_num_threads(), seed=arguments.seed)
     if not in_use(data):
         prepare(arguments.data_dir, data)
     files = ["--train_file", f"{data}/train", "--validation_file", f"{data}/valid", "--tokenizer_name", str(data)]
-    train.main([*files, "--output_dir", str(run), *RECIPE, *changes])
-    report(run, data)
+    train.main([*files, "--output_dir", str(run_dir), "--seed", str(arguments.seed), *RECIPE, *changes])
+    report(run_dir, data)
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run(main)

@@ -16,13 +16,12 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-import transformers
-from datasets import Dataset, disable_progress_bars
+from common import SEED, DataArguments, format_ratios, parse, print_header, run
+from datasets import Dataset
 from torch import nn
 from torch.nn import functional as F
 from transformers import (
     DataCollatorForSeq2Seq,
-    HfArgumentParser,
     MarianConfig,
     MarianMTModel,
     PreTrainedTokenizerBase,
@@ -33,13 +32,9 @@ from transformers.trainer_callback import PrinterCallback
 from transformers.trainer_pt_utils import LabelSmoother
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
-from vanilla_transformer.commands.arguments import parse
 from vanilla_transformer.data.batching import TokenBatchSampler, TranslationCollator, token_lengths
 from vanilla_transformer.data.encoding import encode_pairs
-from vanilla_transformer.data.numbers import number_pairs
-from vanilla_transformer.data.reading import iterate_sentences, load_pairs
-from vanilla_transformer.data.tokenization import train_tokenizer
-from vanilla_transformer.errors import UserError, exit_on_user_error
+from vanilla_transformer.errors import UserError
 from vanilla_transformer.modeling_vanilla_transformer import IGNORED_LABEL, sinusoidal_positions
 from vanilla_transformer.training.recipe import paper_arguments
 from vanilla_transformer.training.trainer import VanillaTransformerTrainer
@@ -135,13 +130,11 @@ CONTENDERS = {"ours": make_ours, "MarianMT": make_marian, "torch.nn.Transformer"
 
 
 @dataclass
-class BenchmarkArguments:
-    train_file: str | None = field(default=None, metadata={"help": "Sentence pairs, as for train.py; else numbers."})
-    source_lang: str = field(default="en", metadata={"help": "Language of the source."})
-    target_lang: str = field(default="fr", metadata={"help": "Language of the target."})
+class BenchmarkArguments(DataArguments):
+    """What is compared, and on what."""
+
     parts: list[str] = field(default_factory=lambda: list(PARTS), metadata={"help": f"Of {', '.join(PARTS)}."})
     presets: list[str] = field(default_factory=lambda: ["tiny", "base"], metadata={"help": "Sizes to compare at."})
-    vocab_size: int = field(default=10_000, metadata={"help": "Types of the tokenizer that is trained."})
     tokens: int = field(default=4_096, metadata={"help": "Budget of a batch, source and target each."})
     batches: int = field(default=6, metadata={"help": "Different batches that are stepped through."})
     rounds: int = field(default=3, metadata={"help": "How often each contender has its turn."})
@@ -157,7 +150,7 @@ class BenchmarkArguments:
 
 def make_step(name: str, config: VanillaTransformerConfig) -> Callable[[Batch], None]:
     """A whole step of a new model: forward, backward and Adam, which all contenders share."""
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     model, loss = CONTENDERS[name](config)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4, (0.9, 0.98), 1e-9, weight_decay=0, fused=True)
 
@@ -217,7 +210,7 @@ def compare_steps(config: VanillaTransformerConfig, batches: list[Batch], rounds
         ratios = [other / own for own, other in zip(seconds["ours"][1:], turns[1:], strict=True)]
         print(
             f"| {name} | {median / len(batches):.3f} | {tokens / median:,.0f} | {work / median / rate:.0%} "
-            f"| {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)}) |"
+            f"| {format_ratios(ratios)} |"
         )
 
 
@@ -283,7 +276,7 @@ def compare_pipelines(
     with tempfile.TemporaryDirectory() as folder:
         for _ in range(arguments.rounds):
             for name, make in (("ours", ours), ("MarianMT", marian)):
-                torch.manual_seed(0)
+                torch.manual_seed(SEED)
                 trainer = make(folder)
                 trainer.remove_callback(PrinterCallback)
                 start = time.perf_counter()
@@ -293,7 +286,7 @@ def compare_pipelines(
     print(f"whole pipelines, {arguments.pipeline_steps} steps a turn, {sentences} sentences per batch in the stock one")
     for name, turns in speeds.items():
         print(f"  {name}: {statistics.median(turns):,.0f} target tokens/s")
-    print(f"  ratio {statistics.median(ratios):.2f} ({', '.join(f'{ratio:.2f}' for ratio in ratios)})")
+    print(f"  ratio {format_ratios(ratios)}")
 
 
 # Memory
@@ -302,7 +295,7 @@ def compare_pipelines(
 def peak_memory(name: str, tokens: int) -> float:
     """Peak resident memory of a process that makes the base model and takes one step, in GB (10^9 bytes)."""
     config = VanillaTransformerConfig.preset(MEMORY_PRESET, vocab_size=MEMORY_TYPES)
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     ids = torch.randint(4, MEMORY_TYPES, (tokens // MEMORY_LENGTH, MEMORY_LENGTH))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids, "labels": ids}
     make_step(name, config)(batch)
@@ -325,30 +318,18 @@ def compare_memory(tokens: int, contenders: list[str]) -> None:
         print(f"  {name}: {peak:.2f} GB, ours is {ours / peak:.0%} of it", flush=True)
 
 
-def load_data(arguments: BenchmarkArguments) -> tuple[PreTrainedTokenizerBase, Dataset]:
-    """A tokenizer trained on the pairs, and the pairs as ids."""
-    languages = arguments.source_lang, arguments.target_lang
-    if arguments.train_file:
-        pairs = load_pairs(arguments.train_file, *languages)
-    else:
-        pairs = number_pairs(*languages, "train", 5_000)
-    tokenizer = train_tokenizer(iterate_sentences(pairs), arguments.vocab_size)
-    limits = {"max_source_length": 256, "max_target_length": 256, "max_length_ratio": 3.0}
-    return tokenizer, encode_pairs(pairs, tokenizer, **limits)[0]
-
-
 def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(BenchmarkArguments, description=__doc__.split("\n")[0])
-    (arguments,) = parse(parser, argv)
+    """Run the parts that are asked for."""
+    arguments = parse(BenchmarkArguments, __doc__, argv)
     if unknown := set(arguments.parts) - set(PARTS):
         raise UserError(f"--parts has {', '.join(sorted(unknown))}; choose from {', '.join(PARTS)}")
     if unknown := set(arguments.contenders) - set(CONTENDERS):
         raise UserError(f"--contenders has {', '.join(sorted(unknown))}; choose from {', '.join(CONTENDERS)}")
     contenders = [name for name in CONTENDERS if name == "ours" or name in arguments.contenders]
-    disable_progress_bars()
-    transformers.utils.logging.set_verbosity_error()
-    print(f"torch {torch.__version__}, transformers {transformers.__version__}, {torch.get_num_threads()} threads")
-    tokenizer, dataset = load_data(arguments)
+    print_header(torch.get_num_threads())
+    tokenizer, pairs = arguments.load()
+    limits = {"max_source_length": 256, "max_target_length": 256, "max_length_ratio": 3.0}
+    dataset = encode_pairs(pairs, tokenizer, **limits)[0]
     lengths = token_lengths(dataset, "input_ids"), token_lengths(dataset, "labels")
     sampler = TokenBatchSampler(*lengths, arguments.tokens)
     for preset in arguments.presets:
@@ -368,5 +349,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        main()
+    run(main)

@@ -72,13 +72,18 @@ def __getattr__(name: str) -> Any:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
-def _is_the_command() -> bool:
-    """Whether this process is the console command, which registers when it needs to: its --help must not load torch."""
-    script, words = sys.argv[0], sys.orig_argv
-    if script == "-m":  # python -m vanilla_transformer
-        return __name__ in words and words[words.index(__name__) - 1] == "-m"
-    return Path(script).stem == "vanilla-transformer" and script in words  # not in processes that it starts
+def _runs_the_command() -> bool:
+    """Whether this process was started as the console command, which registers only when it needs torch.
+
+    Its --help answers at once for that. Processes that the command starts (data loader workers, the check of a pushed
+    model) copy `sys.argv` but not `sys.orig_argv`, and register at import as every other program does.
+    """
+    main_program = sys.orig_argv[-len(sys.argv)]  # before the program's own arguments: a file, or -m's module
+    if sys.argv[0] == "-m":  # what it is while Python looks for the module
+        return main_program == __name__
+    name = Path(main_program).name.lower().removesuffix(".exe")
+    return main_program == sys.argv[0] and name == "vanilla-transformer"
 
 
-if not _is_the_command():
+if not _runs_the_command():
     register()

@@ -1,12 +1,9 @@
-"""Errors that are the user's to mend."""
+"""Errors caused by user input, and the words they are told in."""
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import difflib
+from collections.abc import Iterable
 from importlib import import_module
 from types import ModuleType
-
-from huggingface_hub.errors import StrictDataclassError
 
 
 class UserError(ValueError):
@@ -14,7 +11,7 @@ class UserError(ValueError):
 
 
 def first_line(error: BaseException) -> str:
-    """What a library's error says, without the advice that follows in further lines."""
+    """Take the first line of a library's error, without the advice that follows in further lines."""
     return str(error).strip().split("\n")[0]
 
 
@@ -34,11 +31,9 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-@contextmanager
-def exit_on_user_error() -> Iterator[None]:
-    """For scripts: print a `UserError` as `error: ...` on standard error and exit with status 2, without traceback."""
-    try:
-        yield
-    except (UserError, StrictDataclassError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Form the end of a message about an unknown word: "; did you mean ...?", or "" where no known word is near."""
+    word, names = word.partition("=")[0], list(known)
+    near = [name for name in names if len(word) > 2 and name.startswith(word)]
+    near = near or difflib.get_close_matches(word, names, n=1, cutoff=0.75)
+    return f"; did you mean {near[0]}?" if near else ""

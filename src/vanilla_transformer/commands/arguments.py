@@ -1,32 +1,141 @@
-"""Arguments that commands have in common, and how a command line is parsed."""
+"""The parser of the commands, which is made from dataclasses, and the options that several commands have."""
 
-from dataclasses import dataclass, field
-from typing import Any
+import copy
+import re
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..errors import suggest
 from ..inference.loading import load
 from ..inference.translate import BATCH_TOKENS, MAX_SOURCE_LENGTH
 
 
-def parse(parser: HfArgumentParser, argv: list[str] | None) -> tuple[Any, ...]:
-    """The parser's dataclasses, and the namespace of its other arguments where it has any.
+class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
+    """Show an option by one spelling, and its default only where it says something."""
 
-    An option that the parser does not know ends the script as `argparse` does: usage, one line, status 2.
+    def _format_action_invocation(self, action: Action) -> str:
+        # --train_file can also be written --train-file. argparse has no public way to leave that out of the help.
+        shown = copy.copy(action)
+        shown.option_strings = [spelling for spelling in action.option_strings if "-" not in spelling[2:]]
+        return super()._format_action_invocation(shown)
+
+    def _get_help_string(self, action: Action) -> str | None:
+        return action.help if action.default in (None, [], "") else super()._get_help_string(action)
+
+
+class CommandParser(HfArgumentParser):
+    """A parser made from dataclasses. Its help shows the most used options first, and the rest in named groups.
+
+    The metadata `"positional": True` makes a field a positional argument: a list takes any number of words, a field
+    with a default at most one. Options can't be abbreviated, so that a new option never changes what a command line
+    means. Every error is one line, and ends the process with status 2.
 
     Args:
-        parser: Of which no `.args` file beside the script is looked for.
-        argv: The words of the command line; by default those that the script was started with.
+        *dataclass_types: The dataclasses, in the order in which `parse` returns them.
+        prog: The command as it is called, such as `vanilla-transformer train`.
+        doc: The docstring of the command's module: its first line heads the help, the rest stands at the end.
+        most_used: Names of the fields that the help shows first, in this order.
+        groups: Names of fields for each title, in this order. A name that no dataclass has is passed over, as the
+            fields of a library come and go with its versions.
+        other: Title of the fields that are named nowhere.
     """
-    *parsed, unknown = parser.parse_args_into_dataclasses(argv, return_remaining_strings=True, look_for_args_file=False)
-    if unknown:
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return tuple(parsed)
+
+    def __init__(
+        self,
+        *dataclass_types: type,
+        prog: str,
+        doc: str | None,
+        most_used: Sequence[str],
+        groups: Mapping[str, Sequence[str]] | None = None,
+        other: str = "other options",
+    ) -> None:
+        summary, _, rest = (doc or "").strip().partition("\n")
+        super().__init__(
+            dataclass_types,
+            prog=prog,
+            description=summary,
+            epilog=rest.strip("\n") or None,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument(
+            "--traceback", action="store_true", default=SUPPRESS, help="Show where an unexpected error came from."
+        )
+        self._titles = {"most used": most_used, **(groups or {}), other: ()}
+        in_usage = [action for action in self._actions if action.required and action.option_strings]
+        in_usage += [action for action in self._actions if not action.option_strings]
+        self.usage = " ".join([prog, "[options]", *map(usage, in_usage)])
+
+    def add_argument(self, *flags: str, positional: bool = False, **settings: Any) -> Action:
+        """Add an argument as argparse does, or with `positional` one without a flag, by the name of the first flag."""
+        if not positional:
+            return super().add_argument(*flags, **settings)
+        required = settings.pop("required", False)
+        if settings.get("nargs") == "+":  # a list
+            settings["nargs"] = "+" if required else "*"
+        elif not required:
+            settings["nargs"] = "?"
+        return super().add_argument(flags[0].removeprefix("--"), **settings)
+
+    def sections(self) -> dict[str, list[Action]]:
+        """Sort the arguments, without --help and --traceback, into the titles of the help."""
+        waiting = [action for action in self._actions if action.dest not in ("help", "traceback")]
+        sections = {}
+        for title, names in self._titles.items():
+            chosen = [action for name in names for action in waiting if action.dest == name]
+            chosen = chosen if names else waiting
+            waiting = [action for action in waiting if action not in chosen]
+            sections[title] = chosen
+        return {title: actions for title, actions in sections.items() if actions}
+
+    def format_help(self) -> str:
+        """Format the help with its sections; argparse itself has no order but that of the definitions."""
+        formatter = self._get_formatter()
+        formatter.add_usage(self.usage, self._actions, [])
+        formatter.add_text(self.description)
+        general = [action for action in self._actions if action.dest in ("help", "traceback")]
+        for title, actions in [*self.sections().items(), ("general", general)]:
+            formatter.start_section(title)
+            formatter.add_arguments(actions)
+            formatter.end_section()
+        formatter.add_text(self.epilog)
+        return formatter.format_help()
+
+    def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
+        """Parse the words of the command line, by default those of this process, into the dataclasses."""
+        unknown = self.parse_known_args(argv)[1]
+        if unknown:
+            near = suggest(unknown[0], self._option_string_actions)
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+        parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        return parsed[: len(self.dataclass_types)]
+
+    def error(self, message: str) -> NoReturn:
+        """End the process with one line and status 2, without argparse's usage."""
+        message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # each option's second spelling
+        self.exit(2, f"error: {' '.join(message.splitlines())}\n")
+
+
+def usage(argument: Action) -> str:
+    """Form an argument as the line of usage shows it."""
+    if argument.option_strings:
+        return f"{argument.option_strings[0]} {argument.dest.upper()}"
+    forms = {"?": "[{0}]", "*": "[{0} ...]", "+": "{0} [{0} ...]"}
+    return forms.get(str(argument.nargs), "{0}").format(argument.dest)
+
+
+def names(dataclass_type: type) -> list[str]:
+    """List the names of a dataclass's fields, for a group of options."""
+    return [item.name for item in fields(dataclass_type)]
 
 
 @dataclass
 class LoadingArguments:
-    """The flags that the scripts which use a trained model have in common."""
+    """Options for loading a trained model."""
 
     model_revision: str = field(default="main", metadata={"help": "Branch, tag or commit of a model on the Hub."})
     token: str | None = field(default=None, metadata={"help": "Token for a private model on the Hub."})
@@ -36,7 +145,7 @@ class LoadingArguments:
     )
 
     def load(self, model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """`load` with these arguments."""
+        """Load the model and its tokenizer with these options."""
         return load(
             model_name_or_path,
             model_revision=self.model_revision,
@@ -48,7 +157,7 @@ class LoadingArguments:
 
 @dataclass
 class DecodingArguments(LoadingArguments):
-    """These, and how to search."""
+    """Options for loading a trained model and for the search."""
 
     num_beams: int | None = field(
         default=None, metadata={"help": "Beam size, 1 is greedy; by default the model's own."}
@@ -68,6 +177,6 @@ class DecodingArguments(LoadingArguments):
     too_long: str = field(default="cut", metadata={"help": "Cut too long a sentence, with a warning, or refuse it."})
 
     def settings(self) -> dict[str, int | float]:
-        """What to pass on to `translate`: only what was given."""
+        """Collect the keyword arguments for `translate`: only what was given."""
         names = ("num_beams", "length_penalty", "max_new_tokens", "batch_tokens", "max_source_length", "too_long")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -3,9 +3,29 @@
 vanilla-transformer average runs/en-de --last 5 --output_dir runs/en-de-averaged
 """
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import dataclass, field
 
+from ..errors import UserError
 from ..training.averaging import average_checkpoints, last_checkpoints
+from .arguments import CommandParser, names
+
+
+@dataclass
+class AverageArguments:
+    """Which checkpoints, and where to."""
+
+    folders: list[str] = field(
+        metadata={"positional": True, "help": "Folder of a run with --last, otherwise checkpoints to average."}
+    )
+    output_dir: str = field(metadata={"help": "New folder for the averaged model."})
+    last: int | None = field(default=None, metadata={"help": "Number of last checkpoints of the run."})
+
+
+def make_parser() -> CommandParser:
+    """Make the parser of the command."""
+    return CommandParser(
+        AverageArguments, prog="vanilla-transformer average", doc=__doc__, most_used=names(AverageArguments)
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -14,15 +34,9 @@ def main(argv: list[str] | None = None) -> None:
     Args:
         argv: The words of the command line; by default those of this process.
     """
-    parser = ArgumentParser(
-        prog="vanilla-transformer average", description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folders", nargs="+", help="the folder of a run with --last, otherwise checkpoints to average")
-    parser.add_argument("--last", type=int, help="number of last checkpoints of the run")
-    parser.add_argument("--output_dir", required=True, help="new folder for the averaged model")
-    arguments = parser.parse_args(argv)
+    (arguments,) = make_parser().parse(argv)
     if arguments.last is not None and len(arguments.folders) > 1:
-        parser.error("--last goes with one run's folder")
+        raise UserError(f"--last goes with one run's folder, not with {len(arguments.folders)}; leave one of them out")
     checkpoints = (
         arguments.folders if arguments.last is None else last_checkpoints(arguments.folders[0], arguments.last)
     )

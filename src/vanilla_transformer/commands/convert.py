@@ -5,26 +5,35 @@ vanilla-transformer convert checkpoint_best.pt --dict data-bin/dict.en.txt --out
 fairseq is not needed, and no code that the checkpoint names is run. Those of OpenNMT-py are refused with the reason.
 """
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import dataclass, field
 
 from transformers.utils.logging import disable_progress_bar
 
 from ..convert.fairseq import convert_checkpoint
+from .arguments import CommandParser, names
+
+
+@dataclass
+class ConvertArguments:
+    """Which checkpoint, and where to."""
+
+    checkpoint: str = field(metadata={"positional": True, "help": "A .pt file of fairseq."})
+    dict: list[str] = field(
+        metadata={"help": "fairseq's dict.<lang>.txt; both of them where source and target have an embedding each."}
+    )
+    output_dir: str = field(metadata={"help": "New folder for the model."})
+
+
+def make_parser() -> CommandParser:
+    """Make the parser of the command."""
+    return CommandParser(
+        ConvertArguments, prog="vanilla-transformer convert", doc=__doc__, most_used=names(ConvertArguments)
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(
-        prog="vanilla-transformer convert", description=__doc__, formatter_class=RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", help="a .pt file of fairseq")
-    parser.add_argument(
-        "--dict",
-        nargs="+",
-        required=True,
-        help="fairseq's dict.<lang>.txt; both of them where source and target have an embedding each",
-    )
-    parser.add_argument("--output_dir", required=True, help="new folder for the model")
-    arguments = parser.parse_args(argv)
+    """Run the command with the words of its command line."""
+    (arguments,) = make_parser().parse(argv)
     disable_progress_bar()
     model = convert_checkpoint(arguments.checkpoint, arguments.dict, arguments.output_dir)
     config = model.config

@@ -20,7 +20,6 @@ import torch
 import transformers
 from datasets import Dataset, disable_progress_bars
 from sacrebleu.metrics import BLEU
-from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.files import open_output
@@ -33,13 +32,15 @@ from ..hub.probe import weights_digest
 from ..inference.metrics import Scores, choose_bleu_tokenizer, make_bleu, score
 from ..inference.text_io import replace_line_breaks
 from ..inference.translate import translate
-from .arguments import DecodingArguments, parse
+from .arguments import CommandParser, DecodingArguments, LoadingArguments, names
 
 EMBEDDED_SAMPLES = 500
 
 
 @dataclass
 class EvaluateArguments:
+    """What to score, and how."""
+
     model_name_or_path: str | None = field(
         default=None, metadata={"help": "Folder of a trained model, or its id on the Hub."}
     )
@@ -174,11 +175,36 @@ def show(scores: Scores) -> None:
     print(f"exact match  {scores['exact_match']:6.2f}% of {scores['sentences']} sentences")
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        [EvaluateArguments, DecodingArguments], prog="vanilla-transformer evaluate", description=__doc__.split("\n")[0]
+def make_parser() -> CommandParser:
+    """Make the parser of the command."""
+    return CommandParser(
+        EvaluateArguments,
+        DecodingArguments,
+        prog="vanilla-transformer evaluate",
+        doc=__doc__,
+        most_used=[
+            "model_name_or_path",
+            "test_file",
+            "source_lang",
+            "target_lang",
+            "predictions_file",
+            "references_file",
+            "num_beams",
+            "output_file",
+            "json",
+            "device",
+        ],
+        groups={
+            "data and scores": names(EvaluateArguments),
+            "loading": names(LoadingArguments),
+            "search": names(DecodingArguments),
+        },
     )
-    arguments, decoding = parse(parser, argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with the words of its command line."""
+    arguments, decoding = make_parser().parse(argv)
     disable_progress_bar()
     disable_progress_bars()
     check(arguments)

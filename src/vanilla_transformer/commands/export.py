@@ -3,8 +3,9 @@
 vanilla-transformer export --model_name_or_path runs/en-de-averaged --to ctranslate2 --output_dir runs/en-de-ct2
 """
 
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 from transformers.utils.logging import disable_progress_bar
 
@@ -14,6 +15,7 @@ from ..convert.onnx import to_onnx
 from ..data.files import in_use
 from ..errors import UserError
 from ..inference.loading import load
+from .arguments import CommandParser, names
 
 HOW_TO_LOAD = {
     "marian": 'AutoModelForSeq2SeqLM.from_pretrained("{}"), with transformers alone',
@@ -22,15 +24,28 @@ HOW_TO_LOAD = {
 }
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = ArgumentParser(
-        prog="vanilla-transformer export", description=__doc__, formatter_class=RawDescriptionHelpFormatter
+@dataclass
+class ExportArguments:
+    """Which model, to what, and where to."""
+
+    model_name_or_path: str = field(metadata={"help": "Folder of a trained model, or its id on the Hub."})
+    to: Literal["marian", "ctranslate2", "onnx"] = field(metadata={"help": "The engine."})
+    output_dir: str = field(metadata={"help": "New folder for the exported model and its tokenizer."})
+    quantization: str | None = field(
+        default=None, metadata={"help": "CTranslate2's type of the weights, such as int8; by default float32."}
     )
-    parser.add_argument("--model_name_or_path", required=True, help="folder of a trained model, or its id on the Hub")
-    parser.add_argument("--to", required=True, choices=HOW_TO_LOAD, help="the engine")
-    parser.add_argument("--output_dir", required=True, help="new folder for the exported model and its tokenizer")
-    parser.add_argument("--quantization", help="ctranslate2's type of the weights, such as int8; by default float32")
-    arguments = parser.parse_args(argv)
+
+
+def make_parser() -> CommandParser:
+    """Make the parser of the command."""
+    return CommandParser(
+        ExportArguments, prog="vanilla-transformer export", doc=__doc__, most_used=names(ExportArguments)
+    )
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with the words of its command line."""
+    (arguments,) = make_parser().parse(argv)
     disable_progress_bar()
     folder = arguments.output_dir
     if arguments.quantization and arguments.to != "ctranslate2":

@@ -10,19 +10,23 @@ Without --target the translation is the model's own.
 from dataclasses import dataclass, field
 from typing import Literal
 
-from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import UserError
 from ..inference.text_io import decode_arguments
 from ..plots.attention import attention_maps, plot_attention, plot_positions, save_figure
-from .arguments import LoadingArguments, parse
+from .arguments import CommandParser, LoadingArguments, names
 
 
 @dataclass
 class PlotArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder of a trained model, or its id on the Hub."})
-    output_file: str = field(metadata={"help": "Where to draw, a new file: .png, .pdf or .svg."})
+    """What to draw, and where to."""
+
+    sentence: str | None = field(
+        default=None, metadata={"positional": True, "help": "The sentence that the encoder reads."}
+    )
+    model_name_or_path: str = field(kw_only=True, metadata={"help": "Folder of a trained model, or its id on the Hub."})
+    output_file: str = field(kw_only=True, metadata={"help": "Where to draw, a new file: .png, .pdf or .svg."})
     target: str | None = field(
         default=None, metadata={"help": "The sentence's translation; by default the model's own."}
     )
@@ -34,14 +38,23 @@ class PlotArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        [PlotArguments, LoadingArguments], prog="vanilla-transformer plot", description=__doc__.split("\n")[0]
+def make_parser() -> CommandParser:
+    """Make the parser of the command."""
+    return CommandParser(
+        PlotArguments,
+        LoadingArguments,
+        prog="vanilla-transformer plot",
+        doc=__doc__,
+        most_used=names(PlotArguments),
+        groups={"loading": names(LoadingArguments)},
     )
-    parser.add_argument("sentence", nargs="?", help="The sentence that the encoder reads.")
-    arguments, loading, positional = parse(parser, argv)
-    texts = decode_arguments([text for text in (positional.sentence, arguments.target) if text is not None])
-    if bool(texts) == (arguments.positions is not None) or (texts and positional.sentence is None):
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with the words of its command line."""
+    arguments, loading = make_parser().parse(argv)
+    texts = decode_arguments([text for text in (arguments.sentence, arguments.target) if text is not None])
+    if bool(texts) == (arguments.positions is not None) or (texts and arguments.sentence is None):
         raise UserError("give either a sentence, and perhaps its --target, or --positions")
     disable_progress_bar()
     model, tokenizer = loading.load(arguments.model_name_or_path)

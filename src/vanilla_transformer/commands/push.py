@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import constants
-from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import UserError
@@ -20,11 +19,13 @@ from ..hub.push import full_id, push_to_hub, save_for_hub
 from ..hub.verify import verify
 from ..inference.loading import load
 from ..training.record import read_record
-from .arguments import parse
+from .arguments import CommandParser, names
 
 
 @dataclass
 class PushArguments:
+    """Which model, and where to."""
+
     model_name_or_path: str = field(metadata={"help": "Folder of a trained model, its run or an average."})
     repo_id: str | None = field(
         default=None, metadata={"help": "The repository, owner/name or name; made if there is none."}
@@ -60,11 +61,21 @@ class CardArguments:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        (PushArguments, CardArguments), prog="vanilla-transformer push", description=__doc__.split("\n")[0]
+def make_parser() -> CommandParser:
+    """Make the parser of the command."""
+    return CommandParser(
+        PushArguments,
+        CardArguments,
+        prog="vanilla-transformer push",
+        doc=__doc__,
+        most_used=["model_name_or_path", "repo_id", "output_dir", "private", "token", "license", "scores", "example"],
+        groups={"repository": names(PushArguments), "model card": names(CardArguments)},
     )
-    arguments, card_arguments = parse(parser, argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with the words of its command line."""
+    arguments, card_arguments = make_parser().parse(argv)
     disable_progress_bar()
     if not (arguments.repo_id or arguments.output_dir):
         raise UserError("give a --repo_id to push to, or an --output_dir to write into")

@@ -12,7 +12,7 @@ from typing import Literal
 from accelerate.utils import broadcast_object_list
 from datasets import Dataset, IterableDataset
 from sacrebleu.metrics import BLEU
-from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..data.batching import TranslationCollator
@@ -32,7 +32,7 @@ from ..training.checkpoints import checkpoint_to_resume
 from ..training.recipe import PaperTrainingArguments
 from ..training.record import RunRecorder
 from ..training.trainer import VanillaTransformerTrainer
-from .arguments import parse
+from .arguments import CommandParser, names
 
 NUMBERS = {"train": 40_000, "validation": 500}  # pairs of the embedded corpus
 
@@ -141,6 +141,90 @@ class DataArguments:
         )
 
 
+# How --help sorts the options.
+MOST_USED = (
+    "train_file",
+    "validation_file",
+    "source_lang",
+    "target_lang",
+    "output_dir",
+    "preset",
+    "vocab_size",
+    "per_device_train_tokens",
+    "max_steps",
+    "resume_from_checkpoint",
+)
+GROUPS = {
+    "model": names(ModelArguments),
+    "data": names(DataArguments),
+    "recipe": (
+        "num_train_epochs",
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "label_smoothing_factor",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "weight_decay",
+        "max_grad_norm",
+        "gradient_accumulation_steps",
+        "optim",
+        "optim_args",
+        "seed",
+        "data_seed",
+    ),
+    "checkpoints and validation": (
+        "eval_strategy",
+        "eval_steps",
+        "eval_on_start",
+        "per_device_eval_batch_size",
+        "predict_with_generate",
+        "generation_num_beams",
+        "generation_max_length",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "save_only_model",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "greater_is_better",
+    ),
+    "speed and memory": (
+        "bf16",
+        "fp16",
+        "tf32",
+        "gradient_checkpointing",
+        "torch_compile",
+        "use_cpu",
+        "dataloader_num_workers",
+        "fsdp",
+        "fsdp_config",
+        "deepspeed",
+        "ddp_backend",
+    ),
+    "log": (
+        "logging_strategy",
+        "logging_steps",
+        "logging_first_step",
+        "logging_nan_inf_filter",
+        "report_to",
+        "run_name",
+        "disable_tqdm",
+    ),
+    "the Hub": (
+        "push_to_hub",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_token",
+        "hub_private_repo",
+        "hub_always_push",
+        "hub_revision",
+    ),
+}
+
+
 def load_or_make(
     arguments: ModelArguments, checkpoint: str | None, pairs: Dataset | IterableDataset
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -173,19 +257,28 @@ def load_or_make(
     return model, tokenizer
 
 
+def make_parser() -> CommandParser:
+    """Make the parser of the command."""
+    return CommandParser(
+        ModelArguments,
+        DataArguments,
+        PaperTrainingArguments,
+        prog="vanilla-transformer train",
+        doc=__doc__,
+        most_used=MOST_USED,
+        groups=GROUPS,
+        other="all other Seq2SeqTrainingArguments",
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command.
 
     Args:
         argv: The words of the command line; by default those of this process.
     """
-    parser = HfArgumentParser(
-        (ModelArguments, DataArguments, PaperTrainingArguments),
-        prog="vanilla-transformer train",
-        description=__doc__.split("\n")[0],
-    )
     try:
-        model_arguments, data_arguments, training_arguments = parse(parser, argv)
+        model_arguments, data_arguments, training_arguments = make_parser().parse(argv)
     except ValueError as error:  # two training arguments that do not go together
         raise UserError(str(error)) from error
     with training_arguments.main_process_first():

@@ -7,8 +7,8 @@
 With --num_return_sequences n there are n lines out per line in, best first, or with --json one line of JSON.
 """
 
+import io
 import json
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -17,7 +17,6 @@ from itertools import chain, islice, tee
 from pathlib import Path
 
 from tqdm import tqdm
-from transformers import HfArgumentParser
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.files import open_output
@@ -25,12 +24,17 @@ from ..data.text_files import iterate_lines
 from ..errors import UserError
 from ..inference.text_io import decode_arguments, read_arriving_lines, reopen_output, replace_line_breaks
 from ..inference.translate import Translation, split_into_windows, translate_windows
-from .arguments import DecodingArguments, parse
+from .arguments import CommandParser, DecodingArguments, LoadingArguments, names
 
 
 @dataclass
 class TranslateArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder of a trained model, or its id on the Hub."})
+    """What to translate, and where to."""
+
+    sentences: list[str] = field(
+        default_factory=list, metadata={"positional": True, "help": "Sentences to translate; else the input file."}
+    )
+    model_name_or_path: str = field(kw_only=True, metadata={"help": "Folder of a trained model, or its id on the Hub."})
     input_file: str | None = field(
         default=None, metadata={"help": "One sentence per line, plain or .gz; by default standard input."}
     )
@@ -65,8 +69,9 @@ def lines_of(sentence: str, translations: list[Translation], as_json: bool) -> l
     return [replace_line_breaks(translation.text) for translation in translations]
 
 
-def run(arguments: TranslateArguments, decoding: DecodingArguments, given: list[str]) -> None:
+def run(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
     """Translate the sentences given on the command line, else those of the input file, else standard input."""
+    given = arguments.sentences
     if given and arguments.input_file:
         raise UserError("there are sentences on the command line and an --input_file as well; give one of the two")
     if arguments.resume and not (arguments.input_file and arguments.output_file):
@@ -111,20 +116,37 @@ def run(arguments: TranslateArguments, decoding: DecodingArguments, given: list[
                 print(line, file=output, flush=True)
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = HfArgumentParser(
-        [TranslateArguments, DecodingArguments],
+def make_parser() -> CommandParser:
+    """Make the parser of the command."""
+    return CommandParser(
+        TranslateArguments,
+        DecodingArguments,
         prog="vanilla-transformer translate",
-        description=__doc__.split("\n")[0],
+        doc=__doc__,
+        most_used=[
+            "sentences",
+            "model_name_or_path",
+            "input_file",
+            "output_file",
+            "num_beams",
+            "length_penalty",
+            "num_return_sequences",
+            "json",
+            "batch_tokens",
+            "device",
+        ],
+        groups={
+            "output": names(TranslateArguments),
+            "loading": names(LoadingArguments),
+            "search": names(DecodingArguments),
+        },
     )
-    parser.add_argument("sentences", nargs="*", help="Sentences to translate.")
-    arguments, decoding, positional = parse(parser, argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with the words of its command line."""
+    arguments, decoding = make_parser().parse(argv)
     disable_progress_bar()
-    sys.stdout.reconfigure(encoding="utf-8")
-    try:
-        run(arguments, decoding, positional.sentences)
-    except BrokenPipeError:  # the reader has enough (| head)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # translations are UTF-8, whatever the terminal's encoding is
+        sys.stdout.reconfigure(encoding="utf-8")
+    run(arguments, decoding)

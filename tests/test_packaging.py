@@ -39,6 +39,10 @@ with torch.no_grad():
 assert torch.equal(expected, got)
 print("works")
 """
+FEW_STEPS = (
+    "--output_dir run --preset tiny --config_overrides encoder_layers=1,decoder_layers=1 --vocab_size 300 "
+    "--per_device_train_tokens 256 --max_steps 2 --max_train_samples 100 --max_eval_samples 2"
+).split()
 
 
 def run(*command: str | Path, cwd: Path) -> str:
@@ -73,15 +77,34 @@ def core_requirements(metadata: email.message.Message) -> dict[str, Requirement]
     return {canonicalize_name(r.name): r for r in requirements if r.marker is None or r.marker.evaluate({"extra": ""})}
 
 
-def test_wheel_works_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
-    venv.create(tmp_path / "venv", symlinks=True)
-    python = tmp_path / "venv/bin/python"
-    pip("--python", python, "install", "--no-index", "--no-deps", wheel, cwd=tmp_path)
-    purelib = run(python, "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of programs of an environment that has the wheel and, of everything else, what this one has."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    python = folder / "bin/python"
+    pip("--python", python, "install", "--no-index", "--no-deps", wheel, cwd=folder)
+    purelib = run(python, "-Ic", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
     # The dependencies come from this environment. Its .pth files are not read through a path line,
     # so an editable install of this package stays out of sight.
     Path(purelib, "dependencies.pth").write_text("\n".join(site.getsitepackages()), encoding="utf-8")
-    assert "works" in run(python, "-Ic", USE_THE_PACKAGE, cwd=tmp_path)
+    return folder / "bin"
+
+
+def test_wheel_works_in_an_empty_environment(installed: Path, tmp_path: Path) -> None:
+    assert "works" in run(installed / "python", "-Ic", USE_THE_PACKAGE, cwd=tmp_path)
+
+
+def test_wheel_brings_a_command_that_trains_translates_and_evaluates(
+    installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # the checkout stays out of sight
+    command = installed / "vanilla-transformer"
+    assert PROJECT["name"] in run(command, "--version", cwd=tmp_path)
+    assert "The model is in run" in run(command, "train", *FEW_STEPS, cwd=tmp_path)
+    model = ("--model_name_or_path", "run")
+    assert len(run(command, "translate", *model, "one", "two", cwd=tmp_path).splitlines()) == 2
+    assert "sacreBLEU" in run(command, "evaluate", *model, "--max_predict_samples", "2", cwd=tmp_path)
 
 
 def test_wheel_holds_the_package_and_the_license_only(wheel: Path, metadata: email.message.Message) -> None:

@@ -4,11 +4,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import PreTrainedTokenizerFast
 from ..errors import UserError, first_line
+from .model_files import (
+    CONFIG,
+    SavedModel,
+    check_auto_map,
+    check_finite,
+    check_generation_config,
+    check_weights,
+    describe,
+    read_config,
+    read_weight_headers,
+)
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
 
 
 def load(
@@ -21,6 +33,9 @@ def load(
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a saved model and its tokenizer for inference.
 
+    Every file is checked, so that a model is never silently another one than was saved. Weights are read from
+    safetensors only.
+
     Args:
         model_name_or_path: A folder written by `save_pretrained` or by training, or the id of a Hub repository.
         model_revision: Branch, tag or commit of a Hub repository.
@@ -32,34 +47,124 @@ def load(
         The model, in eval mode, and the tokenizer.
 
     Raises:
-        UserError: The model does not exist, is incomplete or of another kind, or the device does not exist.
+        UserError: The model does not exist, is incomplete, damaged or of another kind, its tokenizer does not fit, or
+            the device can't be used.
     """
+    target = find_device(device)
     path = Path(model_name_or_path)
-    if path.is_dir():
-        for name in ("config.json", "tokenizer_config.json"):
-            if not (path / name).is_file():
-                raise UserError(
-                    f"the folder {path} has no {name}, so it does not hold a model with its tokenizer; give the folder "
-                    "that training wrote"
-                )
-    elif path.exists():
+    if path.is_file():
         raise UserError(f"{path} is a file; give the folder that holds the model")
+    saved = SavedModel(model_name_or_path, model_revision, token)
+    config = read_config(saved, trust_remote_code)
+    saved.require(TOKENIZER_CONFIG)
+    check_generation_config(saved, config.vocab_size)
+    weights = read_weight_headers(saved)
+    own_code = type(config).__module__.startswith("transformers_modules")
+    if not own_code:  # the model's own code runs only in `from_pretrained`
+        check_weights(config, weights, saved.require(CONFIG))
 
     options: dict[str, Any] = {"revision": model_revision, "token": token, "trust_remote_code": trust_remote_code}
     try:
-        model = AutoModelForSeq2SeqLM.from_pretrained(model_name_or_path, **options)
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(model_name_or_path, **options)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        place = "" if path.is_dir() else "there is no such folder, and the Hugging Face Hub gave: "
-        reason = first_line(error)
-        if "trust_remote_code" in str(error):
-            reason = "it brings model code of its own; read that code and, if you trust it, set trust_remote_code"
-        raise UserError(f"can't load the model {model_name_or_path}: {place}{reason}") from error
+        model, loaded = AutoModelForSeq2SeqLM.from_pretrained(
+            model_name_or_path, config=config, use_safetensors=True, output_loading_info=True, **options
+        )
+    except Exception as error:  # whatever this raises, the files or the model's own code are the cause
+        raise UserError(f"can't load the model {model_name_or_path} ({describe(error)})") from error
+    for kind in ("missing_keys", "unexpected_keys"):
+        if loaded[kind]:
+            raise UserError(
+                f"can't load the model {model_name_or_path}: {kind.replace('_', ' ')} in its weight files, such as "
+                f"{min(loaded[kind])}; save or download the model again"
+            )
+    check_finite(model.named_parameters(), model_name_or_path)
 
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_tokenizer(model_name_or_path, model_revision=model_revision, token=token)
+    check_tokenizer(tokenizer, model, model_name_or_path)
     try:
-        return model.to(device).eval(), tokenizer
-    except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
-        raise UserError(f"can't put the model on the device {device}: {reason}") from error
+        return model.to(target).eval(), tokenizer
+    except RuntimeError as error:  # such as too little memory
+        raise UserError(f"can't put the model on the device {target}: {first_line(error)}") from error
+
+
+def find_device(device: str | None = None) -> torch.device:
+    """Return the device to run on, after a try.
+
+    Args:
+        device: Name of a device, such as "cpu" or "cuda:1". Defaults to "cuda" if available, else "cpu".
+
+    Raises:
+        UserError: There is no such device, or it can't compute.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.ones(1, device=device).sum().item()
+        return torch.device(device)
+    except (RuntimeError, AssertionError, ImportError, ValueError) as error:  # as different devices raise
+        available = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+        if torch.backends.mps.is_available():
+            available.append("mps")
+        raise UserError(
+            f"device is {device!r}, which can't be used ({first_line(error)[:100]}); there is {', '.join(available)}"
+        ) from error
+
+
+def load_tokenizer(
+    name_or_path: str, *, model_revision: str = "main", token: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load a tokenizer. No code that comes with it runs.
+
+    Args:
+        name_or_path: A folder with tokenizer.json, or the id of a Hub repository.
+        model_revision: Branch, tag or commit of a Hub repository.
+        token: Access token for a private repository.
+
+    Raises:
+        UserError: The tokenizer does not exist or can't be read, or has no `<pad>` or `</s>`.
+    """
+    saved = SavedModel(name_or_path, model_revision, token)
+    check_auto_map(saved.read_json(TOKENIZER_CONFIG), saved.require(TOKENIZER_CONFIG))
+    try:
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name_or_path, revision=model_revision, token=token)
+        tokenizer("")
+    except BaseException as error:
+        # The library tokenizers raises bare Exceptions, and from a panic a BaseException.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise UserError(
+            f"can't load the tokenizer {name_or_path} ({describe(error)}); save or download it again"
+        ) from error
+    # A reference to another repository's code must not be saved on: `AutoTokenizer` would run it.
+    tokenizer.init_kwargs.pop("auto_map", None)
+    for name in ("pad_token", "eos_token"):
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise UserError(f"the tokenizer {name_or_path} has no {name}; set one in {TOKENIZER_CONFIG}")
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, where: str | Path) -> None:
+    """Refuse a tokenizer that does not fit a model.
+
+    Args:
+        tokenizer: The tokenizer.
+        model: The model.
+        where: Folder or repository of both, for errors.
+
+    Raises:
+        UserError: The tokenizer has ids that the model does not have, or other ids for `<pad>` or `</s>`.
+    """
+    vocab_size = model.config.vocab_size
+    largest = max([*tokenizer.get_vocab().values(), *tokenizer("")["input_ids"]], default=0)
+    if largest >= vocab_size:
+        raise UserError(
+            f"{where}: the tokenizer has ids up to {largest:,}, but the model's vocab_size is {vocab_size:,}; the "
+            "tokenizer is that of another model"
+        )
+    for name in ("pad_token_id", "eos_token_id"):
+        of_model = getattr(model.config, name)
+        allowed = of_model if isinstance(of_model, list) else [of_model]
+        if of_model is not None and getattr(tokenizer, name) not in allowed:
+            raise UserError(
+                f"{where}: {name} is {getattr(tokenizer, name)} in the tokenizer, but {of_model} in the model's "
+                f"{CONFIG}; the tokenizer is that of another model"
+            )

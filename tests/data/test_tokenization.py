@@ -1,9 +1,11 @@
 import json
 import random
+import time
 import tracemalloc
 
 import pytest
 import transformers
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoTokenizer
 
 from vanilla_transformer.data.tokenization import (
@@ -11,6 +13,7 @@ from vanilla_transformer.data.tokenization import (
     SPECIAL_TOKENS,
     PreTrainedTokenizerFast,
     dictionary_tokenizer,
+    special_token_ids,
     subword_nmt_tokenizer,
     train_tokenizer,
 )
@@ -201,3 +204,158 @@ def test_a_dictionarys_pieces_are_joined_to_words(pieces, text, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     for either in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
         assert either.decode(either(pieces).input_ids, skip_special_tokens=True) == text
+
+
+# Words with combining marks, long lines
+
+MARKED_WORDS = {
+    "Hindi": "हिन्दी में बोलिए",
+    "Thai": "หนึ่ง สี่ หมื่น",
+    "Bengali": "চল্লিশ হাজার একানব্বই",
+    "Telugu": "నలభై వేయి ఎనిమిది",
+    "vocalised Arabic": "كِتَابٌ جَمِيلٌ",
+    "pointed Hebrew": "שָׁלוֹם עֲלֵיכֶם",
+    "Persian with non-joiner": "می\u200cخواهم کتاب\u200cها",
+    "decomposed German": "Ma\u0308nner gru\u0308ßen",
+}
+
+
+@pytest.mark.parametrize("text", MARKED_WORDS.values(), ids=MARKED_WORDS)
+def test_words_with_combining_marks_become_single_types(text, tmp_path):
+    tokenizer = train_tokenizer([text] * 5, 1_000)
+    tokenizer.save_pretrained(tmp_path)
+    for either in (tokenizer, AutoTokenizer.from_pretrained(tmp_path)):
+        ids = either(text)["input_ids"]
+        assert len(ids) == len(text.split()) + 1
+        assert either.decode(ids, skip_special_tokens=True) == text
+
+
+def test_text_without_marks_is_cut_as_gpt2_cuts_it(tokenizer):
+    gpt2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    texts = [
+        *CORPUS[:4],
+        *_HARD_STRINGS[:4],
+        _HARD_STRINGS[6],
+        _HARD_STRINGS[7],
+        "It's 12345 o'clock!?  \n\n So we'll...",
+    ]
+    for text in texts:
+        pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+        assert pieces == [piece for piece, _ in gpt2.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("kind", ["letters", "digits", "punctuation", "spaces", "marks"])
+def test_no_run_of_characters_makes_a_piece_of_more_than_128(kind):
+    run = {"letters": "ab", "digits": "12", "punctuation": "!?", "spaces": " \t", "marks": "\u0301"}[kind] * 5_000
+    tokenizer = train_tokenizer([run, "a b"], 300)
+    pieces = [piece for piece, _ in tokenizer.backend_tokenizer.pre_tokenizer.pre_tokenize_str(run)]
+    assert max(map(len, pieces)) <= 130 * (2 if kind == "marks" else 1)  # a mark is two bytes, a space may come before
+    assert tokenizer.decode(tokenizer(run)["input_ids"], skip_special_tokens=True) == run
+
+
+def test_a_long_line_without_spaces_adds_time_by_its_length_only():
+    def seconds(line: str) -> float:
+        start = time.perf_counter()
+        train_tokenizer([*CORPUS, line], 1_000)
+        return time.perf_counter() - start
+
+    rng = random.Random(0)
+    letters = "".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=12_000)) * 10
+    spaced = " ".join(letters[i : i + 6] for i in range(0, len(letters), 6))
+    assert seconds(letters) < 5 * seconds(spaced) + 1  # 70 times as long with pieces of any length
+
+
+# Tokens that are added
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda tokenizer: tokenizer.add_special_tokens({"additional_special_tokens": [">>fr<<"]}),
+        lambda tokenizer: tokenizer.add_special_tokens({"extra_special_tokens": [AddedToken(">>fr<<", special=True)]}),
+        lambda tokenizer: tokenizer.add_tokens([">>fr<<"]),
+        lambda tokenizer: tokenizer.add_tokens(AddedToken(">>fr<<", special=True)),
+    ],
+    ids=["additional", "extra", "plain", "marked as special"],
+)
+def test_an_added_token_is_one_id_and_the_own_special_tokens_stay_text(add, tmp_path):
+    tokenizer = train_tokenizer(CORPUS, 320)
+    plain = tokenizer("two </s> <s><pad> men")["input_ids"]
+    assert add(tokenizer) == 1
+    tokenizer.save_pretrained(tmp_path / "once")
+    AutoTokenizer.from_pretrained(tmp_path / "once").save_pretrained(tmp_path / "twice")
+    loaded = [
+        loader.from_pretrained(tmp_path / name)
+        for loader in (AutoTokenizer, PreTrainedTokenizerFast)
+        for name in ("once", "twice")
+    ]
+    for either in (tokenizer, *loaded):
+        assert either(">>fr<<two </s> <s><pad> men")["input_ids"] == [320, *plain]
+        assert set(plain[:-1]).isdisjoint(range(4))
+        assert either.convert_tokens_to_ids(">>fr<<") == 320 and len(either) == 321
+        assert either.decode(plain, skip_special_tokens=True) == "two </s> <s><pad> men"
+
+
+def test_an_added_special_token_is_skipped_in_decoding_by_this_class():
+    tokenizer = train_tokenizer(CORPUS, 320)
+    tokenizer.add_special_tokens({"additional_special_tokens": [">>fr<<"]})
+    ids = tokenizer(">>fr<<two men")["input_ids"]
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "two men"
+    assert tokenizer.decode(ids) == ">>fr<<two men</s>"
+
+
+def test_a_token_added_with_the_stock_class_is_recognised_once_this_class_loads_it(saved, tmp_path):
+    stock = AutoTokenizer.from_pretrained(saved)
+    stock.add_special_tokens({"additional_special_tokens": [">>fr<<"]})
+    stock.save_pretrained(tmp_path)
+    loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    assert loaded(">>fr<<</s>")["input_ids"] == [320, *stock("</s>")["input_ids"]]
+    loaded.save_pretrained(tmp_path)
+    assert AutoTokenizer.from_pretrained(tmp_path)(">>fr<<")["input_ids"] == [320, 2]
+
+
+def test_an_added_named_token_is_one_id(tmp_path):
+    tokenizer = train_tokenizer(CORPUS, 320)
+    tokenizer.add_special_tokens({"sep_token": "<sep>"})
+    tokenizer.save_pretrained(tmp_path)
+    for either in (tokenizer, PreTrainedTokenizerFast.from_pretrained(tmp_path)):
+        assert either("<sep>")["input_ids"] == [320, 2]
+
+
+# Special ids of any tokenizer
+
+
+def word_tokenizer(pad: int, eos: int, bos: int | None = None, appends: bool = True) -> PreTrainedTokenizerFast:
+    """A tokenizer of words as another library may have made it."""
+    words = [f"w{i}" for i in range(6)]
+    backend = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token=words[5]))
+    if appends:
+        backend.post_processor = processors.TemplateProcessing(single=f"$A w{eos}", special_tokens=[(f"w{eos}", eos)])
+    names = {"pad_token": f"w{pad}", "eos_token": f"w{eos}", "bos_token": None if bos is None else f"w{bos}"}
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **names)
+
+
+def test_a_model_takes_the_special_ids_of_its_tokenizer(tokenizer):
+    assert special_token_ids(tokenizer) == {
+        "pad_token_id": 1,
+        "bos_token_id": 0,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 0,
+    }
+    t5 = {"pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0}
+    assert special_token_ids(word_tokenizer(pad=0, eos=1)) == t5
+    assert special_token_ids(word_tokenizer(pad=0, eos=1, bos=3)) == t5 | {
+        "bos_token_id": 3,
+        "decoder_start_token_id": 3,
+    }
+
+
+def test_a_tokenizer_that_a_model_can_not_use_is_refused():
+    with pytest.raises(UserError, match="pad_token and eos_token are both 'w1'"):
+        special_token_ids(word_tokenizer(pad=1, eos=1))
+    with pytest.raises(UserError, match="does not append its end-of-sentence token"):
+        special_token_ids(word_tokenizer(pad=0, eos=1, appends=False))
+    without = word_tokenizer(pad=0, eos=1)
+    without.pad_token = None
+    with pytest.raises(UserError, match="has no pad_token"):
+        special_token_ids(without)

@@ -9,7 +9,9 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from .caching import cache_key
+from .normal_form import normal_form, normalize_sources
 from .reading import no_pairs_message
+from .tokenization import check_appends_eos
 
 RATIO_FREE_LENGTH = 10  # tokens; pairs whose longer side is no longer than this may have any ratio of lengths
 
@@ -80,7 +82,8 @@ def encode_pairs(
     A pair is dropped if either side is blank, if either side is too long, or if the longer side has more than
     `max_length_ratio` times the tokens of the shorter. Lengths are in tokens and include `</s>`. The ratio says nothing
     about very short sentences ("No." may be three words elsewhere), so it is not applied where the longer side has at
-    most `RATIO_FREE_LENGTH` tokens.
+    most `RATIO_FREE_LENGTH` tokens. Sources are brought into the tokenizer's Unicode normal form, as in translation;
+    targets are left as they are.
 
     Args:
         pairs: Columns "source" and "target".
@@ -103,6 +106,7 @@ def encode_pairs(
     # What decides the ids, and no more: the tokenizer's pickle, which `datasets` would hash, also holds where it came
     # from. The call above has undone any padding and truncation that were left switched on.
     backend = tokenizer.backend_tokenizer.to_str()
+    settings = (tokenizer.split_special_tokens, normal_form(tokenizer))
     encoded = pairs.map(
         encode_batch,
         batched=True,
@@ -110,26 +114,13 @@ def encode_pairs(
         remove_columns=pairs.column_names,
         features=Features({"input_ids": [Value("int32")], "labels": [Value("int32")], "dropped": Value("int8")}),
         num_proc=None if num_proc is None else min(num_proc, len(pairs)),
-        new_fingerprint=cache_key(pairs._fingerprint, backend, tokenizer.split_special_tokens, tuple(limits)),
+        new_fingerprint=cache_key(pairs._fingerprint, backend, settings, tuple(limits)),
         desc="Tokenizing",
     )
     dropped = encoded.data.column("dropped").to_numpy()
     report = DropReport(*np.bincount(dropped, minlength=4).tolist())
     report.check()
     return encoded.select(np.flatnonzero(dropped == KEPT)).remove_columns("dropped"), report
-
-
-def check_appends_eos(tokenizer: PreTrainedTokenizerFast) -> None:
-    """Refuse a tokenizer that does not mark the end of a sentence.
-
-    Raises:
-        UserError: It appends no end-of-sentence token.
-    """
-    if tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
-        raise UserError(
-            f"the tokenizer does not append its end-of-sentence token ({tokenizer.eos_token!r}), so a model could not "
-            "learn where to stop; use one from train_tokenizer"
-        )
 
 
 def encode_batch(
@@ -147,10 +138,11 @@ def encode_batch(
         of the reason among `DropReport`'s fields.
     """
     columns: dict[str, list] = {"input_ids": [], "labels": [], "dropped": []}
+    sources = normalize_sources(tokenizer, batch["source"])
     for source, target, source_ids, target_ids in zip(
-        batch["source"],
+        sources,
         batch["target"],
-        tokenizer(batch["source"], return_attention_mask=False, verbose=False)["input_ids"],
+        tokenizer(sources, return_attention_mask=False, verbose=False)["input_ids"],
         tokenizer(batch["target"], return_attention_mask=False, verbose=False)["input_ids"],
         strict=True,
     ):

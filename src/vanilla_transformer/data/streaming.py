@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from .batching import TokenBatchSampler
-from .encoding import KEPT, DropReport, LengthLimits, check_appends_eos, encode_batch
+from .encoding import KEPT, DropReport, LengthLimits, encode_batch
+from .tokenization import check_appends_eos
 
 READ_AT_ONCE = 1_000  # pairs that are tokenized together
 

@@ -5,16 +5,32 @@ means that no text is ever unknown and that decoding restores the encoded text e
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
-from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from ..errors import UserError
+from .normal_form import NORMAL_FORM_KEY, NormalFormCounter
 
 BOS_TOKEN, PAD_TOKEN, EOS_TOKEN, UNK_TOKEN = SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0, 1, 2, 3
 _WORD_END = "</w>"  # subword-nmt's mark after a word's last character
+
+# GPT-2's pattern with two changes. A combining mark after a letter belongs to the word: in Hindi, Thai, Bengali or
+# vocalised Arabic every word has some; so do the zero-width joiner and non-joiner. And no piece is longer than 128
+# characters, as training takes time in the square of the longest. Punctuation never shares a piece with letters, so
+# no merge can spell a special token.
+_LONGEST_PIECE = 128
+_JOINERS = "\u200c\u200d"
+_PIECES = (
+    r"'s|'t|'re|'ve|'m|'ll|'d"
+    rf"| ?\p{{L}}[\p{{L}}\p{{M}}{_JOINERS}]{{0,{_LONGEST_PIECE - 1}}}"
+    rf"| ?\p{{N}}{{1,{_LONGEST_PIECE}}}"
+    rf"| ?[^\s\p{{L}}\p{{N}}]{{1,{_LONGEST_PIECE}}}"
+    rf"|\s{{1,{_LONGEST_PIECE}}}(?!\S)|\s{{1,{_LONGEST_PIECE}}}"
+)
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
 
@@ -37,13 +53,63 @@ _HARD_STRINGS = (
 
 
 class PreTrainedTokenizerFast(TokenizersBackend):
-    """The stock fast tokenizer under its transformers 4 name.
+    """The stock fast tokenizer under its transformers 4 name, which also recognises tokens that are added to it.
 
     A tokenizer is saved under the name of its class. transformers 5 has renamed the stock class to
     `TokenizersBackend`, which version 4 and other tools refuse; `PreTrainedTokenizerFast` loads in both. So do copies
     that this class's `from_pretrained` loads and saves again. `AutoTokenizer` returns the library's own class, which
     encodes and decodes the same but saves under the new name.
+
+    With `split_special_tokens` the stock class splits every special token inside a text, even one that was added with
+    `add_special_tokens`. Here only the tokenizer's own `bos_token`, `eos_token`, `pad_token` and `unk_token` are split;
+    an added token is one id. For the backend it is an ordinary added token, so that it is one id in every program that
+    loads the saved tokenizer; `decode(..., skip_special_tokens=True)` skips it in this class only. A token
+    that is added to a tokenizer of the stock class is split until this class loads it.
     """
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> "PreTrainedTokenizerFast":
+        """Load a tokenizer, as in the stock class."""
+        tokenizer = super().from_pretrained(*args, **kwargs)
+        tokenizer._unmark_added_tokens()
+        return tokenizer
+
+    def _unmark_added_tokens(self) -> None:
+        """Recognise tokens that were added with the stock class, which makes them special for the backend."""
+        added = [token for token in self.added_tokens_decoder.values() if str(token) not in self._split_tokens]
+        if self.split_special_tokens and added:
+            self._add_tokens(added)
+            self._tokenizer = Tokenizer.from_str(self.backend_tokenizer.to_str())  # it notices at loading only
+            self._tokenizer.encode_special_tokens = True
+
+    @property
+    def _split_tokens(self) -> set[str]:
+        """The special tokens whose names inside a text are text."""
+        return {str(token) for token in (self.bos_token, self.eos_token, self.pad_token, self.unk_token)}
+
+    def _add_tokens(self, new_tokens: Sequence[str | AddedToken], special_tokens: bool = False) -> int:
+        tokens: list[str | AddedToken] = list(new_tokens)
+        if not self.split_special_tokens:
+            return super()._add_tokens(tokens, special_tokens)
+        for i, token in enumerate(tokens):
+            if isinstance(token, str):
+                token = AddedToken(token, special=special_tokens, normalized=not special_tokens)
+            special = token.special and str(token) in self._split_tokens
+            tokens[i] = AddedToken(**(token.__getstate__() | {"special": special}))
+        return super()._add_tokens(tokens)
+
+    def _decode(
+        self,
+        token_ids: int | list[int],
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        if skip_special_tokens and self.extra_special_tokens:
+            skipped = set(map(self.convert_tokens_to_ids, self.extra_special_tokens))
+            token_ids = [token_ids] if isinstance(token_ids, int) else token_ids
+            token_ids = [index for index in token_ids if index not in skipped]
+        return super()._decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
@@ -51,7 +117,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     The tokenizer appends `</s>` and nothing else, adds no `token_type_ids`, pads on the right, and encodes the names of
     special tokens inside a text (`"</s>"`, `"<pad>"`) as plain text. `decode(..., skip_special_tokens=True)` restores
-    the encoded text exactly.
+    the encoded text exactly. The Unicode normal form of the texts is noted in the tokenizer for `normalize_sources`.
 
     Args:
         texts: Sentences of both languages, each read once and none kept.
@@ -70,15 +136,21 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
             f"{MIN_VOCAB_SIZE - len(SPECIAL_TOKENS)} bytes need at least {MIN_VOCAB_SIZE}"
         )
     backend = Tokenizer(models.BPE())
-    # The pre-tokenizer also keeps punctuation and letters apart, so that no merge can spell a special token.
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     backend.decoder = decoders.ByteLevel()
     texts_with_text = 0
+    normal_forms = NormalFormCounter()
 
     def counted() -> Iterator[str]:
         nonlocal texts_with_text
         for text in texts:
             texts_with_text += bool(text.strip())
+            normal_forms.add(text)
             yield text
 
     backend.train_from_iterator(
@@ -93,7 +165,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     )
     if texts_with_text == 0:
         raise UserError("there is no text to train a tokenizer on: `texts` is empty, or every text in it is blank")
-    tokenizer = _with_special_tokens(backend)
+    tokenizer = _with_special_tokens(backend, **{NORMAL_FORM_KEY: normal_forms.form})
     _check_round_trip(tokenizer)
     return tokenizer
 
@@ -159,7 +231,7 @@ def dictionary_tokenizer(types: Sequence[str]) -> PreTrainedTokenizerFast:
     return _with_special_tokens(backend)
 
 
-def _with_special_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
+def _with_special_tokens(backend: Tokenizer, **kwargs: Any) -> PreTrainedTokenizerFast:
     """Wrap a backend in the stock tokenizer class; it appends `</s>`."""
     backend.post_processor = processors.TemplateProcessing(
         single=f"$A {EOS_TOKEN}",
@@ -175,6 +247,7 @@ def _with_special_tokens(backend: Tokenizer) -> PreTrainedTokenizerFast:
         split_special_tokens=True,
         clean_up_tokenization_spaces=False,
         model_input_names=["input_ids", "attention_mask"],
+        **kwargs,
     )
 
 
@@ -185,6 +258,62 @@ def _check_round_trip(tokenizer: PreTrainedTokenizerFast) -> None:
         decoded = tokenizer.decode(ids, skip_special_tokens=True)
         if decoded != text or ids[-1] != tokenizer.eos_token_id:
             raise RuntimeError(f"the trained tokenizer turns {text!r} into {ids} and back into {decoded!r}")
+
+
+class SpecialTokenIds(TypedDict):
+    """Ids that a model's config takes from its tokenizer."""
+
+    pad_token_id: int
+    bos_token_id: int
+    eos_token_id: int
+    decoder_start_token_id: int
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialTokenIds:
+    """Return the special ids of a tokenizer for the config of a model that is made for it.
+
+    The decoder starts with the tokenizer's `bos_token`, or without one with its `pad_token`, as in T5.
+
+    Raises:
+        UserError: The tokenizer has no padding or end-of-sentence token, they are the same, one is outside its
+            vocabulary, or it does not append the end-of-sentence token.
+    """
+    ids: dict[str, int] = {}
+    for name in ("pad_token", "eos_token"):
+        index = getattr(tokenizer, f"{name}_id")
+        if index is None:
+            raise UserError(f"the tokenizer has no {name}, which the model needs; set tokenizer.{name}")
+        ids[name] = index
+    bos = tokenizer.bos_token_id
+    start = ids["pad_token"] if bos is None else bos
+    if ids["pad_token"] == ids["eos_token"]:
+        raise UserError(
+            f"the tokenizer's pad_token and eos_token are both {tokenizer.eos_token!r}, so a model could not tell "
+            "padding from the end of a sentence; set another tokenizer.pad_token"
+        )
+    for index in (*ids.values(), start):
+        if not 0 <= index < len(tokenizer):
+            raise UserError(f"the tokenizer has a special token with id {index}, but only {len(tokenizer)} types")
+    check_appends_eos(tokenizer)
+    return {
+        "pad_token_id": ids["pad_token"],
+        "bos_token_id": start,
+        "eos_token_id": ids["eos_token"],
+        "decoder_start_token_id": start,
+    }
+
+
+def check_appends_eos(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that does not mark the end of a sentence.
+
+    Raises:
+        UserError: It appends no end-of-sentence token.
+    """
+    if tokenizer("")["input_ids"][-1:] != [tokenizer.eos_token_id]:
+        raise UserError(
+            f"the tokenizer does not append its end-of-sentence token ({tokenizer.eos_token!r}), so a model could not "
+            "learn where to stop; use one from train_tokenizer"
+        )
 
 
 def decode_batch(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray | torch.Tensor) -> list[str]:

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..data.normal_form import normalize_sources
 from ..data.tokenization import decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
@@ -196,7 +197,8 @@ class _SourceBatcher:
     def make_batches(self, window: list[str]) -> Iterator[list[tuple[int, list[int]]]]:
         """Yield batches of (index in the window, token ids), longest sentences first; blank sentences are left out."""
         indices = [index for index, sentence in enumerate(window) if sentence.strip()]
-        token_ids = self.tokenizer([window[index] for index in indices], verbose=False)["input_ids"] if indices else []
+        sources = normalize_sources(self.tokenizer, [window[index] for index in indices])
+        token_ids = self.tokenizer(sources, verbose=False)["input_ids"] if sources else []
         pairs = list(zip(indices, map(self._limit_length, indices, token_ids), strict=True))
         self.first_sentence += len(window)
         batch: list[tuple[int, list[int]]] = []

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -293,3 +294,10 @@ def test_a_saved_pipeline_works_where_the_package_is_missing(pipe, tmp_path):
     assert {path.name for path in again.glob("*.py")} == MODEL_FILES | PIPELINE_FILES
     alone = folder.with_name("saved-alone")
     assert "custom_pipelines" not in json.loads((alone / "config.json").read_text())
+
+
+def test_a_source_in_another_normal_form_gets_that_of_the_training_text():
+    text = "zwei Männer grüßen"
+    tokenizer = train_tokenizer([text] * 3, 300)
+    pipe = VanillaTransformerTranslationPipeline(wordy_model(tokenizer), tokenizer=tokenizer, device="cpu")
+    assert pipe(unicodedata.normalize("NFD", text), max_new_tokens=5) == pipe(text, max_new_tokens=5)

@@ -8,16 +8,20 @@ transformers 5 refuses the name "translation" unless the model's folder brings t
 
 import copy
 import os
+import unicodedata
 from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, Pipeline, StoppingCriteria, StoppingCriteriaList
+from transformers.utils.logging import get_logger
 
 from .eval_mode_vanilla_transformer import eval_mode
 from .generation_vanilla_transformer import TOKENS_BEYOND_SOURCE, gnmt_beam_search, search_settings
 
 REGISTERED_TASK = "vanilla-translation"
 SAVED_TASK = "translation"
+
+logger = get_logger(__name__)
 
 
 class VanillaTransformerTranslationPipeline(Pipeline):
@@ -82,12 +86,23 @@ class VanillaTransformerTranslationPipeline(Pipeline):
                 f"a text to translate must be a string, not a {type(text).__name__}; several go in a list, a generator "
                 "or a data set"
             )
-        inputs = self.tokenizer(text, return_tensors="pt", verbose=False)
+        inputs = self.tokenizer(self._normalize(text), return_tensors="pt", verbose=False)
         return {
             "input_ids": inputs["input_ids"],
             "attention_mask": inputs["attention_mask"],
             "has_text": torch.tensor([bool(text.strip())]),
         }
+
+    def _normalize(self, text: str) -> str:
+        """Convert a text to the Unicode normal form that the tokenizer's training text had, if that is known."""
+        form = self.tokenizer.init_kwargs.get("unicode_normal_form")
+        normalized = unicodedata.normalize(form, text) if form in ("NFC", "NFD") else text
+        if normalized != text:
+            logger.warning_once(
+                f"some sources are not in Unicode normal form {form}, which the model was trained on; they are "
+                "converted to it"
+            )
+        return normalized
 
     def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs: Any) -> dict[str, torch.Tensor]:
         """`output_ids`, int64 of shape [batch, num_return_sequences, length]; nothing but `<pad>` for blank texts."""

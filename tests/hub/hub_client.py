@@ -11,9 +11,11 @@ import contextlib
 import io
 import json
 import os
+import runpy
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -97,17 +99,10 @@ class Client:
         self.process.wait()
 
 
-class Missing:
-    """Answers that the package is not installed."""
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name.split(".")[0] == "vanilla_transformer":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-
-
 def main() -> None:
     if sys.argv[1:] == ["stranger"]:
-        sys.meta_path.insert(0, Missing())
+        hiding = Path(find_spec("vanilla_transformer").origin).parent / "hub" / "hiding.py"  # imports nothing
+        runpy.run_path(str(hiding))["hide_package"]()
     time.sleep = lambda seconds: None  # huggingface_hub waits before it tries again
     output, namespace = sys.stdout, {}
     for line in sys.stdin:

@@ -14,8 +14,9 @@ from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForC
 from vanilla_transformer.data.tokenization import subword_nmt_tokenizer, train_tokenizer
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.generation_vanilla_transformer import paper_generation_config
-from vanilla_transformer.hub.card import make_card, read_scores
-from vanilla_transformer.hub.probe import weights_digest
+from vanilla_transformer.hub.card import make_card
+from vanilla_transformer.hub.provenance import read_scores
+from vanilla_transformer.hub.weights import weights_digest
 from vanilla_transformer.inference.metrics import score
 from vanilla_transformer.inference.translate import translate
 from vanilla_transformer.training.recipe import PaperTrainingArguments

@@ -19,7 +19,7 @@ from transformers.utils.logging import enable_progress_bar
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
 from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.errors import UserError
-from vanilla_transformer.hub import probe
+from vanilla_transformer.hub import weights
 from vanilla_transformer.hub.push import push_to_hub, save_for_hub
 from vanilla_transformer.hub.verify import verify
 from vanilla_transformer.inference.loading import load
@@ -315,13 +315,13 @@ with torch.no_grad():
     assert torch.equal(again(**ids).logits, model(**ids).logits)
     assert torch.equal(base(**ids).last_hidden_state, model.model(**ids).last_hidden_state)
     assert torch.equal(again.generate(**inputs, num_beams=4), model.generate(**inputs, num_beams=4))
-answer = runpy.run_path({probe.__file__!r})["weights_digest"](model)
+answer = runpy.run_path({weights.__file__!r})["weights_digest"](model)
 """)
     assert hub.repositories["user/tuned"].files.keys() == FILES | {".gitattributes"}
     for name in CODE_FILES:
         assert hub.repositories["user/tuned"].files[name] == (run / name).read_bytes()
     loaded, untuned = user("""
-from vanilla_transformer.hub.probe import weights_digest
+from vanilla_transformer.hub.weights import weights_digest
 answer = weights_digest(load("user/tuned")[0]), weights_digest(model)
 """)
     assert loaded == tuned != untuned

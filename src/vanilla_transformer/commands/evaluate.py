@@ -28,7 +28,7 @@ from ..data.reading import load_pairs
 from ..data.text_files import read_lines
 from ..errors import UserError
 from ..generation_vanilla_transformer import PAPER_DECODING
-from ..hub.probe import weights_digest
+from ..hub.weights import weights_digest
 from ..inference.metrics import Scores, choose_bleu_tokenizer, make_bleu, score
 from ..inference.text_io import replace_line_breaks
 from ..inference.translate import translate

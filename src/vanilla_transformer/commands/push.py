@@ -14,7 +14,8 @@ from huggingface_hub import constants
 from transformers.utils.logging import disable_progress_bar
 
 from ..errors import UserError
-from ..hub.card import make_card, read_scores
+from ..hub.card import make_card
+from ..hub.provenance import read_scores
 from ..hub.push import full_id, push_to_hub, save_for_hub
 from ..hub.verify import verify
 from ..inference.loading import load

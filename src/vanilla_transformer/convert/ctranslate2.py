@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..data.files import check_not_in_use
 from ..errors import UserError, require
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
-from .weight_layout import check_is, float32_copy
+from .weight_layout import check_model_class, float32_copy
 
 
 def to_ctranslate2(
@@ -37,7 +37,7 @@ def to_ctranslate2(
     Raises:
         UserError: CTranslate2 is not installed or can't represent the model, or the folder is in use.
     """
-    check_is(model, VanillaTransformerForConditionalGeneration)
+    check_model_class(model, VanillaTransformerForConditionalGeneration)
     check_not_in_use(folder, "export")
     types = require("ctranslate2", extra="ct2").specs.model_spec.ACCEPTED_MODEL_TYPES
     if quantization is not None and quantization not in types:

@@ -22,7 +22,7 @@ from ..data.tokenization import EOS_TOKEN, SPECIAL_TOKENS, PreTrainedTokenizerFa
 from ..errors import UserError, first_line
 from ..generation_vanilla_transformer import paper_generation_config
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
-from .weight_layout import in_turn
+from .weight_layout import interleave
 
 # fairseq's name of an activation, and transformers'.
 ACTIVATIONS = {
@@ -290,7 +290,7 @@ def _model_of(
                 f"{path} has the weight {names[name]} in the shape {shape}; with its other weights it must be "
                 f"{tuple(expected[name].shape)}"
             )
-    ordered = in_turn({name: weights[names[name]] for name in expected}, config.d_model)
+    ordered = interleave({name: weights[names[name]] for name in expected}, config.d_model)
     with torch.no_grad():
         for name, weight in expected.items():
             weight.copy_(ordered[name])

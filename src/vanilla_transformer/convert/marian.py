@@ -7,7 +7,7 @@ from transformers import MarianConfig, MarianMTModel, PreTrainedModel
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..errors import UserError
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
-from .weight_layout import check_is, in_turn, one_after_the_other
+from .weight_layout import check_model_class, deinterleave, interleave
 
 SHARED_FIELDS = (
     "vocab_size",
@@ -70,7 +70,7 @@ def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> Ma
     Raises:
         UserError: Another kind of model, or one with fairseq's positions.
     """
-    check_is(model, VanillaTransformerForConditionalGeneration)
+    check_model_class(model, VanillaTransformerForConditionalGeneration)
     config = model.config
     if config.position_convention != "paper":
         raise UserError(
@@ -86,11 +86,11 @@ def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> Ma
         )
     )
     constants = {name: weight for name, weight in marian.state_dict().items() if name in MARIAN_CONSTANTS}
-    marian.load_state_dict(one_after_the_other(model.state_dict(), config.d_model) | constants)
+    marian.load_state_dict(deinterleave(model.state_dict(), config.d_model) | constants)
     marian.generation_config = copy.deepcopy(model.generation_config)
     if marian.generation_config.max_length is None and marian.generation_config.max_new_tokens is None:
         marian.generation_config.max_length = max_position_embeddings
-    return marian.to(model.device, model.dtype).eval()
+    return marian.to(model.device, model.dtype).eval()  # type: ignore[arg-type] # PreTrainedModel.to has no usable types
 
 
 def from_marian(marian: MarianMTModel) -> VanillaTransformerForConditionalGeneration:
@@ -109,7 +109,7 @@ def from_marian(marian: MarianMTModel) -> VanillaTransformerForConditionalGenera
         UserError: Another kind of model, or another architecture; the sentence names the field.
         ValueError: Token ids that the config refuses.
     """
-    check_is(marian, MarianMTModel)
+    check_model_class(marian, MarianMTModel)
     config = marian.config
     for field, value in (ORIGINAL_FIELDS | {"decoder_vocab_size": config.vocab_size}).items():
         if getattr(config, field, value) != value:
@@ -129,6 +129,6 @@ def from_marian(marian: MarianMTModel) -> VanillaTransformerForConditionalGenera
         fields["bos_token_id"] = fields["decoder_start_token_id"]
     model = VanillaTransformerForConditionalGeneration(VanillaTransformerConfig(**fields))
     weights = {name: weight for name, weight in marian.state_dict().items() if name not in MARIAN_CONSTANTS}
-    model.load_state_dict(in_turn(weights, config.d_model))
+    model.load_state_dict(interleave(weights, config.d_model))
     model.generation_config = copy.deepcopy(marian.generation_config)
-    return model.to(marian.device, marian.dtype).eval()
+    return model.to(marian.device, marian.dtype).eval()  # type: ignore[arg-type] # see to_marian

@@ -15,7 +15,7 @@ from transformers.utils.versions import require_version
 from ..data.files import check_not_in_use
 from ..errors import UserError, require
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
-from .weight_layout import check_is, float32_copy
+from .weight_layout import check_model_class, float32_copy
 
 # Versions with the exporter that this is written for; the rest of the package does with older ones.
 ONNX_NEEDS = ("torch>=2.11", "transformers>=5.23")
@@ -36,7 +36,7 @@ def to_onnx(model: PreTrainedModel, folder: str | Path) -> None:
     Raises:
         UserError: Another kind of model, the folder is in use, or what the exporter needs is missing or too old.
     """
-    check_is(model, VanillaTransformerForConditionalGeneration)
+    check_model_class(model, VanillaTransformerForConditionalGeneration)
     check_not_in_use(folder, "export")
     try:
         for requirement in ONNX_NEEDS:

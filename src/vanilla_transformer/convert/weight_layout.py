@@ -1,18 +1,20 @@
-"""Weights between models whose positions are sines and cosines in turn, and those with all sines before all cosines.
+"""Weights for interleaved and for concatenated sinusoidal positions.
 
-The first is the paper (section 3.5) and ours, the second MarianMT and fairseq. The elements of the residual stream
-change places, and with them the columns of what reads from it and the rows of what writes into it. Sums over them, in
-norms and products, stay what they are.
+The paper (section 3.5) and this package interleave sines and cosines: dimension 2i is a sine, 2i+1 a cosine. MarianMT
+and fairseq concatenate them: all sines, then all cosines. Permuting the residual stream converts one into the other:
+the input columns of every weight that reads the stream, and the output rows of every weight that writes it. Norms and
+dot products do not depend on the order of the dimensions.
 """
 
 import copy
+from typing import cast
 
 import torch
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
 
-# Weights by the end of their names: those that read the residual stream have it last, those that write it first.
+# Weights by the end of their names. The residual stream is the last dimension of those that read it, ...
 READ = (
     "shared.weight",
     "embed_tokens.weight",
@@ -24,6 +26,7 @@ READ = (
 )
 
 
+# ... and the first dimension of those that write it.
 WRITE = (
     "out_proj.weight",
     "out_proj.bias",
@@ -34,39 +37,44 @@ WRITE = (
 )
 
 
-def in_turn(weights: dict[str, torch.Tensor], d_model: int) -> dict[str, torch.Tensor]:
-    """Weights of a model with all sines before all cosines, by our names, for sines and cosines in turn."""
-    return _in_order(weights, torch.arange(d_model).view(2, -1).t().flatten())
+def interleave(weights: dict[str, torch.Tensor], d_model: int) -> dict[str, torch.Tensor]:
+    """Permute weights of a model with concatenated positions, named as ours, for interleaved positions."""
+    # d_model 6: [0, 3, 1, 4, 2, 5]; sine 0, cosine 0, sine 1, ...
+    return _permute(weights, torch.arange(d_model).view(2, -1).t().flatten())
 
 
-def one_after_the_other(weights: dict[str, torch.Tensor], d_model: int) -> dict[str, torch.Tensor]:
-    """Our weights for all sines before all cosines; undoes `in_turn`."""
-    return _in_order(weights, torch.arange(d_model).view(-1, 2).t().flatten())
+def deinterleave(weights: dict[str, torch.Tensor], d_model: int) -> dict[str, torch.Tensor]:
+    """Permute our weights for concatenated positions; the inverse of `interleave`."""
+    # d_model 6: [0, 2, 4, 1, 3, 5]; all sines, then all cosines
+    return _permute(weights, torch.arange(d_model).view(-1, 2).t().flatten())
 
 
-def _in_order(weights: dict[str, torch.Tensor], order: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The weights for a residual stream whose place i holds what was in place order[i], int64, [d_model]."""
-    reordered = {}
+def _permute(weights: dict[str, torch.Tensor], order: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Permute the residual stream: dimension i becomes what dimension order[i] was; order is int64, [d_model]."""
+    permuted = {}
     for name, weight in weights.items():
-        place = order.to(weight.device)
+        index = order.to(weight.device)
         if name.endswith(READ):
-            weight = weight[:, place]
+            weight = weight[:, index]
         elif name.endswith(WRITE):
-            weight = weight[place]
-        reordered[name] = weight
-    return reordered
+            weight = weight[index]
+        permuted[name] = weight
+    return permuted
 
 
-def check_is(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:
-    """Refuse what is no model of the class, by its config and the names of its weights: code from the Hub has classes
-    of its own, and adapters would be lost without a word.
+def check_model_class(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:
+    """Refuse a model of another class, with adapters or with quantized weights.
+
+    The config's model type and the names of the weights decide, not `isinstance`: code from the Hub has classes of its
+    own, and adapters would be lost silently.
 
     Raises:
-        UserError: Another kind of model, or one with adapters or quantized weights.
+        UserError: The model is not a plain `model_class`.
     """
     config = getattr(model, "config", None)
-    fits = getattr(config, "model_type", None) == model_class.config_class.model_type
-    if fits:
+    config_class = cast(type[PreTrainedConfig], model_class.config_class)
+    fits = False
+    if config is not None and getattr(config, "model_type", None) == config_class.model_type:
         with torch.device("meta"):
             fits = model_class(copy.deepcopy(config)).state_dict().keys() == model.state_dict().keys()
     if not fits:
@@ -77,8 +85,8 @@ def check_is(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None
 
 
 def float32_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy on the CPU in eval mode, with the attention that every engine can trace."""
-    copied = copy.deepcopy(model).to("cpu", torch.float32).eval()
+    """Copy the model to the CPU in float32 and eval mode, with SDPA attention, which every engine can trace."""
+    copied = copy.deepcopy(model).to("cpu", torch.float32).eval()  # type: ignore[arg-type] # wraps() loses its types
     copied.config.dtype = torch.float32
     copied.set_attn_implementation("sdpa")
     return copied

@@ -14,10 +14,12 @@ from huggingface_hub import constants, get_token
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError, first_line
-from . import probe
+from .answers import base_answers, config_answers, model_answers, tokenizer_answers
 
-# What says where caches are; without them all of them are in HF_HOME.
+# Variables that say where caches are; without them all caches are in HF_HOME.
 _CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE", "TRANSFORMERS_CACHE", "HF_XET_CACHE")
+_PROGRAM = Path(__file__).with_name("child_process.py")
+_DEFAULT_SENTENCE = "Attention is all you need."
 
 
 def verify(
@@ -46,35 +48,19 @@ def verify(
     Raises:
         UserError: A class does not load it, or something differs; the message names all that does.
     """
-    sentence = sentence or "Attention is all you need."
-    reference = copy.deepcopy(model).to("cpu").eval()
-    reference.set_attn_implementation("sdpa")
+    sentence = sentence or _DEFAULT_SENTENCE
     sentences = [sentence, f"  {sentence}\n</s> ...", ""]
     token_ids = tokenizer(sentence)["input_ids"]
-    expected = {
-        "AutoConfig": probe.config_answers(reference.config),
-        "AutoTokenizer": probe.tokenizer_answers(tokenizer, sentences),
-        "AutoModel": probe.base_answers(reference.base_model, token_ids),
-        "AutoModelForSeq2SeqLM": probe.model_answers(reference, token_ids),
-    }
-    expected = json.loads(json.dumps(expected))  # as the other process's answers come
-    local = isinstance(source, Path)
+    expected = _answers_in_memory(model, tokenizer, sentences, token_ids)
     question = {
-        "source": str(source.resolve()) if local else source,
+        "source": str(source.resolve()) if isinstance(source, Path) else source,
         "sentences": sentences,
         "token_ids": token_ids,
         "threads": torch.get_num_threads(),
     }
-    answers = _ask_a_fresh_process(question, offline=local, token=get_token() if token is None else token)
-
-    problems = []
-    for way, by_class in answers.items():
-        for name, answer in by_class.items():
-            wrong = [f"{what} differ" for what, value in expected[name].items() if answer.get(what) != value]
-            if "error" in answer:
-                wrong = [first_line(answer["error"])]
-            problems += [f"{name} {way} the package: {', '.join(wrong)}"] if wrong else []
-    if problems:
+    token = get_token() if token is None else token
+    answers = _ask_fresh_process(question, offline=isinstance(source, Path), token=token)
+    if problems := _list_problems(expected, answers):
         raise UserError(f"{source} does not load as the model in memory: {'; '.join(problems)}")
     translation = tokenizer.decode(expected["AutoModelForSeq2SeqLM"]["beam translation"], skip_special_tokens=True)
     return [
@@ -85,8 +71,38 @@ def verify(
     ]
 
 
-def _ask_a_fresh_process(question: dict[str, Any], offline: bool, token: str | None) -> dict[str, dict[str, Any]]:
-    """The answers of `probe` in a process of its own, with no cache and the Hub of this one."""
+def _answers_in_memory(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, sentences: list[str], token_ids: list[int]
+) -> dict[str, dict[str, Any]]:
+    """Compute what the child process must answer, by the names of the auto classes."""
+    reference = copy.deepcopy(model).to("cpu").eval()  # type: ignore[arg-type] # PreTrainedModel.to has no usable types
+    reference.set_attn_implementation("sdpa")
+    answers = {
+        "AutoConfig": config_answers(reference.config),
+        "AutoTokenizer": tokenizer_answers(tokenizer, sentences),
+        "AutoModel": base_answers(reference.base_model, token_ids),
+        "AutoModelForSeq2SeqLM": model_answers(reference, token_ids),
+    }
+    return json.loads(json.dumps(answers))  # as the other process's answers come
+
+
+def _list_problems(expected: dict[str, dict[str, Any]], answers: dict[str, dict[str, dict[str, Any]]]) -> list[str]:
+    """List the classes that do not load, or answer otherwise than expected, in either way of loading."""
+    problems = []
+    for way, by_class in answers.items():
+        for name, answer in by_class.items():
+            wrong = [f"{what} differ" for what, value in expected[name].items() if answer.get(what) != value]
+            if "error" in answer:
+                wrong = [first_line(answer["error"])]
+            problems += [f"{name} {way} the package: {', '.join(wrong)}"] if wrong else []
+    return problems
+
+
+def _ask_fresh_process(question: dict[str, Any], offline: bool, token: str | None) -> dict[str, dict[str, Any]]:
+    """Run `child_process` with an empty cache and with the Hub of this process; return its answers.
+
+    The token is handed over in the environment and is never in a file.
+    """
     with TemporaryDirectory() as folder:
         environment = {name: value for name, value in os.environ.items() if name not in _CACHE_VARIABLES}
         environment |= {"HF_HOME": f"{folder}/cache", "HF_ENDPOINT": constants.ENDPOINT}
@@ -94,10 +110,9 @@ def _ask_a_fresh_process(question: dict[str, Any], offline: bool, token: str | N
         environment |= {"HF_HUB_OFFLINE": "1"} if offline else {}
         asked, answered = Path(folder, "question.json"), Path(folder, "answers.json")
         asked.write_text(json.dumps(question), encoding="utf-8")
-        # -P: the folder of the program, which is this package's, is not searched for modules.
-        command = [sys.executable, "-P", probe.__file__, str(asked), str(answered)]
+        # -P: the program's folder is not searched for modules.
         done = subprocess.run(
-            command,
+            [sys.executable, "-P", str(_PROGRAM), str(asked), str(answered)],
             env=environment,
             cwd=folder,
             stdin=subprocess.DEVNULL,

@@ -12,6 +12,7 @@ PAD, EOS = 1, 2
 # The beginning of a program in which the package can't be imported.
 HIDE_THE_PACKAGE = f"""
 import runpy
+import sys
 runpy.run_path({hiding.__file__!r})["hide_package"]()
 """
 # Numbers of layers, heads and widths all differ between encoder and decoder, so that none can stand in for another.

@@ -207,7 +207,7 @@ def test_a_fine_tuned_model_names_its_start(model, tokenizer):
 
 def test_a_torn_record_is_refused(model, tokenizer):
     record = RECORD | {"recipe": {}} | {"machine": {}}
-    with pytest.raises(UserError, match="the record of the run has no 'load_best_model_at_end'"):
+    with pytest.raises(UserError, match="has no recipe.per_device_train_tokens; restore run.json"):
         make_card(model, tokenizer, "x", record=record | {"weights": []})
 
 
@@ -296,8 +296,8 @@ def test_scores_of_other_weights_are_refused(model, tmp_path):
         assert read_scores(path, model)["bleu"] == report()["bleu"]
     for content, message in (
         (json.dumps(report(weights="0" * 64)), "has the scores of other weights than this model's"),
-        (json.dumps({"bleu": 1.0}), "holds no scores; give what vanilla-transformer evaluate --json prints"),
-        ("[1]", "holds no scores"),
+        (json.dumps({"bleu": 1.0}), "has no bleu_signature; give what vanilla-transformer evaluate --json prints"),
+        ("[1]", r"holds \[1\]; it must be a JSON object"),
         ("sacreBLEU 1.0", "can't be read: Expecting value"),
     ):
         path.write_text(content)

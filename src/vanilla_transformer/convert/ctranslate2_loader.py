@@ -1,10 +1,13 @@
-"""How CTranslate2 reads the model. Importing this module adds it to CTranslate2's converter for transformers:
+"""A loader for CTranslate2's converter for transformers; importing this module registers it.
 
 import vanilla_transformer.convert.ctranslate2_loader
 from ctranslate2.converters import TransformersConverter
 
 TransformersConverter("runs/en-de").convert("runs/en-de-ct2", quantization="int8")
 """
+
+import math
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -21,13 +24,13 @@ _converters = _ctranslate2.converters.transformers
 _specs = _ctranslate2.specs.transformer_spec
 
 
-# CTranslate2 reads positions from a table, of this length. By default it cuts sources after as many tokens.
+# Length of the table of positions. By default CTranslate2 cuts sources after as many tokens.
 MAX_POSITIONS = 1024
 
 
 @_converters.register_loader("VanillaTransformerConfig")
-class VanillaTransformerLoader(_converters.BartLoader):
-    """What differs from BART, whose layers have the same names.
+class VanillaTransformerLoader(_converters.BartLoader):  # type: ignore[name-defined] # an untyped library
+    """Read the model as BART, whose layers have the same names, with other positions and embeddings.
 
     CTranslate2 is given tokens and adds none to the source, where the tokenizer has appended `</s>` already. It starts
     the target with `<s>`, as the model does.
@@ -35,11 +38,11 @@ class VanillaTransformerLoader(_converters.BartLoader):
 
     architecture_name = "AutoModelForSeq2SeqLM"
 
-    def get_model_spec(self, model: PreTrainedModel) -> _specs.TransformerSpec:
-        """The weights in CTranslate2's layout.
+    def get_model_spec(self, model: PreTrainedModel) -> Any:
+        """Convert the weights to CTranslate2's layout.
 
         Raises:
-            UserError: An activation function that CTranslate2 does not have.
+            UserError: CTranslate2 does not have the activation function.
         """
         config = model.config
         activations = _converters._SUPPORTED_ACTIVATIONS
@@ -59,19 +62,21 @@ class VanillaTransformerLoader(_converters.BartLoader):
         return spec
 
     def set_common_layers(
-        self, spec: _specs.TransformerEncoderSpec | _specs.TransformerDecoderSpec, module: VanillaTransformerStack
+        self,
+        spec: Any,
+        module: VanillaTransformerStack,
     ) -> None:
-        """A stack's embedding, its scale, and the positions (section 3.5) as a table."""
+        """Set a stack's embedding, its scale, and the positions (section 3.5) as a table."""
         embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
         self.set_embeddings(embeddings, module.embed_tokens)
-        spec.scale_embeddings = module.embed_scale
+        spec.scale_embeddings = math.sqrt(module.config.d_model) if module.config.scale_embedding else 1.0
         spec.position_encodings.encodings = module.positions(torch.arange(MAX_POSITIONS))
 
     def get_vocabulary(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:
-        """All tokens, in the order of their ids.
+        """List all tokens in the order of their ids.
 
         Raises:
-            UserError: The tokenizer has not as many as the model.
+            UserError: The tokenizer and the model have different numbers of types.
         """
         if len(tokenizer) != model.config.vocab_size:
             raise UserError(

@@ -68,7 +68,10 @@ def _exported_to_onnx(model: PreTrainedModel) -> "transformers.exporters.Exporte
     search = GenerationConfig.from_model_config(model.config)
     search.use_cache = True
     decoder = exporter.export_for_generation(
-        model, source | {"decoder_input_ids": start}, settings, generation_config=search
+        model,
+        {**source, "decoder_input_ids": start},
+        settings,
+        generation_config=search,
     )
     components = {"encoder": encoder.components["model"], **decoder.components}
     return ExportedModel(components, exporter.export_format, model.config, model.generation_config)

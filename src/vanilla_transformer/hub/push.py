@@ -48,7 +48,8 @@ def save_for_hub(
     card = card or make_card(model, tokenizer, folder.name)
     try:
         here = -1  # the model stays on its device
-        VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device=here).save_pretrained(folder)
+        pipeline = VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device=here)  # type: ignore[arg-type] # any fast tokenizer
+        pipeline.save_pretrained(folder)
         _save_tokenizer(tokenizer, folder)
         card.save(folder / CARD_NAME)
     except (OSError, SafetensorError) as error:

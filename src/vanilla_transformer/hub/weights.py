@@ -11,7 +11,7 @@ def tensor_digest(*tensors: torch.Tensor) -> str:
     hashed = hashlib.sha256()
     for tensor in tensors:
         hashed.update(f"{tensor.dtype} {list(tensor.shape)} ".encode())
-        hashed.update(memoryview(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()))
+        hashed.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
 

@@ -117,7 +117,7 @@ def attention_maps(
         if target is None:
             own = model.generation_config
             search = {"custom_generate": gnmt_beam_search, **search_settings(own.num_beams, own.length_penalty)}
-            written = model.generate(**inputs, **search, num_return_sequences=1, do_sample=False)
+            written = model.generate(**inputs, **search, num_return_sequences=1, do_sample=False)  # type: ignore[operator] # GenerationMixin
             decoder_input_ids = written[:, :-1]  # the last token is never read
         else:
             labels = _ids(model, tokenizer, target)

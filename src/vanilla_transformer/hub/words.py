@@ -1,6 +1,6 @@
 """Phrases for a model card, in Markdown: a search, a size, a schedule, the weights, a machine."""
 
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.decoders import ByteLevel
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from .markdown import escape
@@ -27,7 +27,7 @@ def describe_size(config: PreTrainedConfig) -> str:
 
 def is_byte_level(tokenizer: PreTrainedTokenizerBase) -> bool:
     """Tell whether a tokenizer splits the bytes of raw text."""
-    return isinstance(tokenizer.backend_tokenizer.pre_tokenizer, ByteLevel)
+    return isinstance(tokenizer.backend_tokenizer.decoder, ByteLevel)
 
 
 def describe_rate(peak: float, schedule: str) -> str:

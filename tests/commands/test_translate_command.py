@@ -132,35 +132,14 @@ def test_json_lines_have_the_source_and_all_translations_with_scores(run_script,
         )
 
 
-@pytest.mark.parametrize("as_json", [False, True])
-def test_a_file_half_done_is_gone_on_with(run_script, folder, tmp_path, as_json):
-    source, output = tmp_path / "in.txt", tmp_path / "out.txt"
-    source.write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
-    arguments = ["--model_name_or_path", folder, "--input_file", str(source), "--output_file", str(output)]
-    arguments += ["--num_beams", "2", "--num_return_sequences", "2", "--max_new_tokens", "20", "--resume"]
-    arguments += ["--json"] if as_json else []
-    assert run_script("translate", *arguments)[0] == 0  # there is nothing yet
-    whole = output.read_bytes()
-    output.write_bytes(whole[: len(whole) * 2 // 3])
-    assert run_script("translate", *arguments)[0] == 0
-    if not as_json:
-        assert output.read_bytes() == whole
-    lines = output.read_text().splitlines()
-    assert len(lines) == len(SENTENCES) * (1 if as_json else 2)
-
-
 def test_translate_refuses_what_it_cannot_do(refused, folder, tmp_path):
     taken, latin = tmp_path / "taken.txt", tmp_path / "latin.txt"
-    short = tmp_path / "short.txt"
-    short.write_text("seven\n")
     taken.write_text("mine\nall\n")
     latin.write_bytes(b"good\nb\xe9b\xe9\n")
     model = ["--model_name_or_path", folder]
     assert "no such folder" in refused("translate", "seven", "--model_name_or_path", str(tmp_path / "none"))
     assert "config.json" in refused("translate", "seven", "--model_name_or_path", str(tmp_path))
-    assert "--resume goes on with an --output_file" in refused("translate", "seven", *model, "--resume")
-    resumed = ["--input_file", str(short), "--output_file", str(taken), "--resume"]
-    assert "taken.txt has lines for 2 sentences, but there are 1" in refused("translate", *model, *resumed)
+    assert "--resume continues an --output_file" in refused("translate", "seven", *model, "--resume")
     assert "num_return_sequences" in refused(
         "translate", "seven", *model, "--num_beams", "1", "--num_return_sequences", "2"
     )

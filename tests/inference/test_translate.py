@@ -206,12 +206,12 @@ def test_model_is_left_as_it_was(model, tokenizer):
 
 def test_mode_is_restored_after_an_error(model, tokenizer, monkeypatch):
     def fail(**_):
-        raise MemoryError
+        raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(model, "generate", fail)
     model.train()
     try:
-        with pytest.raises(MemoryError):
+        with pytest.raises(UserError, match="too little memory for a batch of 1 sentences with num_beams 4; lower"):
             list(translate(model, tokenizer, ["a dog"]))
         assert model.training
     finally:
@@ -250,6 +250,13 @@ def test_bfloat16(model, tokenizer, saved):
         ({"max_source_length": 1}, "max_source_length"),
         ({"too_long": "break"}, "too_long"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"max_new_tokens": 10**12}, "max_new_tokens"),
+        ({"num_beams": 10_000}, "num_beams"),
+        ({"num_beams": 2.5}, "num_beams"),
+        ({"num_beams": 900}, "num_beams is 900; it must be below the model's vocab_size"),
+        ({"length_penalty": math.nan}, "length_penalty"),
+        ({"length_penalty": math.inf}, "length_penalty"),
+        ({"length_penalty": -1e6}, "length_penalty"),
     ],
 )
 def test_impossible_settings_are_refused_at_once(model, tokenizer, settings, named):

@@ -2,16 +2,19 @@
 
 import copy
 import re
-from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, RawDescriptionHelpFormatter
+import sys
+from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import suggest
-from ..inference.loading import load
-from ..inference.translate import BATCH_TOKENS, MAX_SOURCE_LENGTH
+from ..generation_vanilla_transformer import search_settings
+from ..inference.loading import find_device, load
+from ..inference.settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, TOO_LONG, check_settings
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
@@ -114,6 +117,13 @@ class CommandParser(HfArgumentParser):
         parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
         return parsed[: len(self.dataclass_types)]
 
+    def given(self, argv: Sequence[str] | None = None) -> set[str]:
+        """Return the names of the options that the command line gives, whatever their value."""
+        not_given = object()
+        namespace = Namespace(**{action.dest: not_given for action in self._actions if action.option_strings})
+        self.parse_known_args(argv, namespace)
+        return {name for name, value in vars(namespace).items() if value is not not_given}
+
     def error(self, message: str) -> NoReturn:
         """End the process with one line and status 2, without argparse's usage."""
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # each option's second spelling
@@ -145,7 +155,12 @@ class LoadingArguments:
     )
 
     def load(self, model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load the model and its tokenizer with these options."""
+        """Load the model and its tokenizer with these options; print a line for those that have no effect."""
+        if Path(model_name_or_path).is_dir():
+            unused = ["--model_revision"] if self.model_revision != "main" else []
+            unused += ["--token"] if self.token is not None else []
+            if unused:
+                print(f"note: no effect of {' and '.join(unused)}, as the model is in a folder", file=sys.stderr)
         return load(
             model_name_or_path,
             model_revision=self.model_revision,
@@ -174,9 +189,27 @@ class DecodingArguments(LoadingArguments):
     max_source_length: int = field(
         default=MAX_SOURCE_LENGTH, metadata={"help": "The most tokens of a sentence; what to do with more: --too_long."}
     )
-    too_long: str = field(default="cut", metadata={"help": "Cut too long a sentence, with a warning, or refuse it."})
+    too_long: str = field(
+        default="cut",
+        metadata={"choices": list(TOO_LONG), "help": "Cut too long a sentence, with a warning, or refuse it."},
+    )
 
-    def settings(self) -> dict[str, int | float]:
+    def check(self) -> None:
+        """Refuse what no model can decode with, before one is loaded.
+
+        Raises:
+            UserError: With the option's name, its value and what is allowed.
+        """
+        check_settings(**self.settings())
+        find_device(self.device)
+
+    def report_without_effect(self, model: PreTrainedModel) -> None:
+        """Print a line for an option that has no effect with this model."""
+        beams = search_settings(self.num_beams or model.generation_config.num_beams, None)["num_beams"]
+        if self.length_penalty is not None and beams == 1:
+            print("note: --length_penalty has no effect with one beam, which is greedy search", file=sys.stderr)
+
+    def settings(self) -> dict[str, Any]:
         """Collect the keyword arguments for `translate`: only what was given."""
         names = ("num_beams", "length_penalty", "max_new_tokens", "batch_tokens", "max_source_length", "too_long")
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}

@@ -7,22 +7,30 @@
 With --num_return_sequences n there are n lines out per line in, best first, or with --json one line of JSON.
 """
 
+import hashlib
 import io
 import json
+import math
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import chain, islice, tee
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils.logging import disable_progress_bar
 
-from ..data.files import open_output
+import vanilla_transformer
+
 from ..data.text_files import iterate_lines
 from ..errors import UserError
-from ..inference.text_io import decode_arguments, read_arriving_lines, reopen_output, replace_line_breaks
+from ..hub.weights import weights_digest
+from ..inference.output import TranslationOutput
+from ..inference.settings import check_settings
+from ..inference.text_io import decode_arguments, read_arriving_lines, replace_line_breaks
 from ..inference.translate import Translation, split_into_windows, translate_windows
 from .arguments import CommandParser, DecodingArguments, LoadingArguments, names
 
@@ -48,12 +56,12 @@ class TranslateArguments:
         default=False, metadata={"help": "Write a JSON object per sentence: source, and translations with scores."}
     )
     resume: bool = field(
-        default=False, metadata={"help": "Go on where an --output_file ends that an earlier run did not finish."}
+        default=False, metadata={"help": "Continue an --output_file that an earlier run did not finish."}
     )
 
 
-def stdin_lines() -> Iterator[str]:
-    """The lines of standard input, as they come."""
+def iterate_stdin() -> Iterator[str]:
+    """Yield the lines of standard input as they come."""
     for number, line in enumerate(sys.stdin.buffer, start=1):
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
@@ -61,59 +69,141 @@ def stdin_lines() -> Iterator[str]:
             raise UserError(f"standard input, line {number}, is not valid UTF-8; convert it, as with iconv") from error
 
 
-def lines_of(sentence: str, translations: list[Translation], as_json: bool) -> list[str]:
-    """What to write for a sentence: a line for each translation, or one of JSON for all."""
+def format_lines(sentence: str, translations: list[Translation], as_json: bool) -> list[str]:
+    """Format the output for a sentence: a line for each translation, or one of JSON for all."""
     if as_json:
-        found = [translation._asdict() for translation in translations]
+        found = [
+            {"text": translation.text, "score": None if math.isnan(translation.score) else translation.score}
+            for translation in translations
+        ]
         return [json.dumps({"source": sentence, "translations": found}, ensure_ascii=False)]
     return [replace_line_breaks(translation.text) for translation in translations]
 
 
-def run(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
-    """Translate the sentences given on the command line, else those of the input file, else standard input."""
-    given = arguments.sentences
-    if given and arguments.input_file:
+def check(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
+    """Refuse arguments that can't be, or that do not go together.
+
+    Raises:
+        UserError: One sentence on what to give instead.
+    """
+    decoding.check()
+    check_settings(num_return_sequences=arguments.num_return_sequences)
+    if arguments.sentences and arguments.input_file:
         raise UserError("there are sentences on the command line and an --input_file as well; give one of the two")
     if arguments.resume and not (arguments.input_file and arguments.output_file):
-        raise UserError("--resume goes on with an --output_file from its --input_file; give both")
-    total = len(given)
-    if given:
-        windows = split_into_windows(decode_arguments(given))
-    elif arguments.input_file:
-        # This finds a line that is not UTF-8 as well. A pipe can be read only once.
-        total = sum(1 for _ in iterate_lines(arguments.input_file)) if Path(arguments.input_file).is_file() else 0
-    else:
-        windows = read_arriving_lines(stdin_lines())  # reads while the model loads
+        raise UserError("--resume continues an --output_file from its --input_file; give both")
+    if arguments.resume and not Path(arguments.input_file or "").is_file():
+        raise UserError(f"--resume needs an --input_file that can be read again; {arguments.input_file} is none")
+
+
+class Source:
+    """The sentences to translate: those on the command line, else those of the input file, else standard input.
+
+    Attributes:
+        sentences: How many there are; None for those that can be read only once.
+        digest: SHA-256 of the sentences of an input file, else None.
+    """
+
+    def __init__(self, arguments: TranslateArguments) -> None:
+        self.sentences: int | None = None
+        self.digest: str | None = None
+        self._path = arguments.input_file
+        self._windows: Iterator[list[str]] | None = None
+        if arguments.sentences:
+            self.sentences = len(arguments.sentences)
+            self._windows = split_into_windows(decode_arguments(arguments.sentences))
+        elif self._path is None:
+            self._windows = read_arriving_lines(iterate_stdin())  # reads while the model loads
+        elif Path(self._path).is_file() or not Path(self._path).exists():
+            self.sentences, self.digest = self._read_through(self._path)
+
+    def _read_through(self, path: str) -> tuple[int, str]:
+        """Count the sentences and take their digest. This finds a line that is not UTF-8 before the model is loaded."""
+        count, digest = 0, hashlib.sha256()
+        for line in iterate_lines(path):
+            count += 1
+            digest.update(f"{line}\n".encode())
+        return count, digest.hexdigest()
+
+    def windows(self, start: int = 0) -> Iterator[list[str]]:
+        """Return the sentences from the given one on, in windows."""
+        if self._windows is None:
+            self._windows = split_into_windows(islice(iterate_lines(self._path or ""), start, None))
+        return self._windows
+
+
+def describe_source(
+    source: Source,
+    arguments: TranslateArguments,
+    decoding: DecodingArguments,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+) -> dict[str, Any] | None:
+    """Collect what an output is made from, so that it is continued only with the same; None if it can't be."""
+    if source.digest is None:
+        return None
+    configs = [model.config.to_dict(), model.generation_config.to_dict()]
+    for config in configs:
+        for name in ("_name_or_path", "transformers_version"):
+            config.pop(name, None)
+    parts = [
+        weights_digest(model),
+        json.dumps(configs, sort_keys=True, default=str),
+        tokenizer.backend_tokenizer.to_str(),
+    ]
+    return {
+        "input": source.digest,
+        "model": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
+        "version": vanilla_transformer.__version__,
+        "device": model.device.type,
+        "dtype": str(model.dtype),
+        "json": arguments.json,
+        "num_return_sequences": arguments.num_return_sequences,
+        **decoding.settings(),
+    }
+
+
+def run(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
+    """Translate the sentences to standard output or into the output file."""
+    check(arguments, decoding)
+    source = Source(arguments)
+    output = None
+    if arguments.output_file:
+        lines_per_sentence = 1 if arguments.json else arguments.num_return_sequences
+        output = TranslationOutput(arguments.output_file, source.sentences, lines_per_sentence)
+        if arguments.resume and output.is_finished():
+            print(
+                f"note: {output.path} has all its lines already, so there is nothing to resume; it is left as it is",
+                file=sys.stderr,
+            )
+            output.remove_description()
+            return
+        output.check(arguments.resume, arguments.input_file)
+        if arguments.resume and not output.is_unfinished:
+            print(f"note: there is no unfinished {output.path} to resume; starting it", file=sys.stderr)
 
     model, tokenizer = decoding.load(arguments.model_name_or_path)
-    if not given and not arguments.input_file and sys.stdin.isatty():
+    decoding.report_without_effect(model)
+    if not arguments.sentences and not arguments.input_file and sys.stdin.isatty():
         print("Type one sentence per line; Ctrl-D ends.", file=sys.stderr)
-    with ExitStack() as stack:
-        done, output = 0, sys.stdout
-        if arguments.resume and Path(arguments.output_file).exists():
-            lines_per_sentence = 1 if arguments.json else arguments.num_return_sequences
-            output, done = reopen_output(arguments.output_file, lines_per_sentence, total)
-        elif arguments.output_file:
-            output = open_output(arguments.output_file)
-        if arguments.output_file:
-            stack.enter_context(output)
-        if arguments.input_file:
-            windows = split_into_windows(islice(iterate_lines(arguments.input_file), done, None))
-        hidden = None if arguments.output_file else True  # None: shown on a terminal only
-        bar = tqdm(total=total or None, initial=done, unit=" sentences", disable=hidden)
-        windows, same_windows = tee(windows)
-        translations = translate_windows(
-            model,
-            tokenizer,
-            windows,
-            num_return_sequences=arguments.num_return_sequences,
-            first_sentence=done + 1,
-            bar=bar,
-            **decoding.settings(),
-        )
+    settings = {"num_return_sequences": arguments.num_return_sequences, **decoding.settings()}
+    translate_windows(model, tokenizer, [], **settings)  # checks the settings before there is a file
+    with (
+        nullcontext()
+        if output is None
+        else output.open(describe_source(source, arguments, decoding, model, tokenizer)) as writer
+    ):
+        done = writer.done if writer else 0
+        windows, same_windows = tee(source.windows(done))
+        hidden = None if writer else True  # None: shown on a terminal only
+        bar = tqdm(total=source.sentences, initial=done, unit=" sentences", disable=hidden)
+        translations = translate_windows(model, tokenizer, windows, first_sentence=done + 1, bar=bar, **settings)
         for sentence, alternatives in zip(chain.from_iterable(same_windows), translations, strict=True):
-            for line in lines_of(sentence, alternatives, arguments.json):
-                print(line, file=output, flush=True)
+            lines = format_lines(sentence, alternatives, arguments.json)
+            if writer:
+                writer.write(lines)
+            else:
+                print(*lines, sep="\n", flush=True)
 
 
 def make_parser() -> CommandParser:

@@ -5,7 +5,6 @@ casts integers to floats. Here each of these is an error that names the file.
 """
 
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers.utils import cached_file
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..errors import UserError, first_line
+from .settings import MAX_BEAMS, MAX_LENGTH_PENALTY, is_finite_number, is_integer
 
 CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"
@@ -30,8 +30,6 @@ ADAPTER = "adapter_config.json"
 MAX_JSON_BYTES = 10_000_000
 MAX_UNCHECKED_LAYERS = 1000  # more layers than this need as many tensors in the weight files
 MAX_LABELS = 10_000
-MAX_BEAMS = 1000
-MAX_LENGTH_PENALTY = 10.0
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 SAFETENSORS_DTYPES = ("F32", "F16", "BF16", "F64")
@@ -165,7 +163,7 @@ def check_config_fields(fields: Mapping[str, Any], path: Path) -> None:
     if fields.get("transformers_weights") is not None:
         raise UserError(f"{path} has transformers_weights; remove it and name the weights {WEIGHTS}")
     labels = fields.get("num_labels")
-    if labels is not None and not (_is_int(labels) and 0 <= labels <= MAX_LABELS):
+    if labels is not None and not (is_integer(labels) and 0 <= labels <= MAX_LABELS):
         raise UserError(f"{path}: num_labels is {labels!r}; it must be from 0 to {MAX_LABELS:,}, or left out")
     for name in ("attn_implementation", "_attn_implementation"):  # a name with a slash would download code
         if fields.get(name) not in (None, "eager", *ALL_ATTENTION_FUNCTIONS):
@@ -364,36 +362,28 @@ def check_finite(named_weights: Iterable[tuple[str, torch.Tensor]], where: str |
             )
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_number(value: Any) -> bool:
-    return (_is_int(value) or isinstance(value, float)) and math.isfinite(value)
-
-
 # Fields of generation_config.json: what a value may be, in words and as a test. None is allowed for all of them.
 _GENERATION_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "num_beams": (f"an integer from 1 to {MAX_BEAMS}", lambda value: _is_int(value) and 1 <= value <= MAX_BEAMS),
+    "num_beams": (f"an integer from 1 to {MAX_BEAMS}", lambda value: is_integer(value) and 1 <= value <= MAX_BEAMS),
     "length_penalty": (
         f"a number from -{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}",
-        lambda value: _is_number(value) and abs(value) <= MAX_LENGTH_PENALTY,
+        lambda value: is_finite_number(value) and abs(value) <= MAX_LENGTH_PENALTY,
     ),
     "early_stopping": ('true, false or "never"', lambda value: isinstance(value, bool) or value == "never"),
     **{
-        name: ("an integer of at least 1", lambda value: _is_int(value) and value >= 1)
+        name: ("an integer of at least 1", lambda value: is_integer(value) and value >= 1)
         for name in ("num_return_sequences", "max_length", "max_new_tokens")
     },
     **{
-        name: ("an integer of at least 0", lambda value: _is_int(value) and value >= 0)
+        name: ("an integer of at least 0", lambda value: is_integer(value) and value >= 0)
         for name in ("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "top_k")
     },
     **{
-        name: ("a number above 0", lambda value: _is_number(value) and value > 0)
+        name: ("a number above 0", lambda value: is_finite_number(value) and value > 0)
         for name in ("temperature", "repetition_penalty", "encoder_repetition_penalty")
     },
     **{
-        name: ("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1)
+        name: ("a number from 0 to 1", lambda value: is_finite_number(value) and 0 <= value <= 1)
         for name in ("top_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
     },
     **{name: ("true or false", lambda value: isinstance(value, bool)) for name in ("do_sample", "use_cache")},
@@ -424,7 +414,7 @@ def check_generation_config(saved: SavedModel, vocab_size: int) -> None:
         if value is None:
             continue
         ids: list[Any] = value if isinstance(value, list) and name in _TOKEN_IDS_FIELDS else [value]
-        if not all(_is_int(token_id) and 0 <= token_id < vocab_size for token_id in ids):
+        if not all(is_integer(token_id) and 0 <= token_id < vocab_size for token_id in ids):
             raise UserError(f"{path}: {name} is {value!r}; it must be in the vocabulary, from 0 to {vocab_size - 1}")
     try:
         GenerationConfig.from_dict(dict(fields)).validate()

@@ -1,12 +1,10 @@
 """Text of the command line, of pipes and of output files."""
 
-import io
 import os
 import queue
 import re
 import threading
 from collections.abc import Iterable, Iterator
-from typing import TextIO
 
 from ..errors import UserError
 from .translate import WINDOW_SIZE
@@ -30,39 +28,6 @@ def decode_arguments(sentences: list[str]) -> list[str]:
 def replace_line_breaks(text: str) -> str:
     """Replace each line break by a space, for output with one translation per line."""
     return re.sub(r"\r\n|\r|\n", " ", text)
-
-
-def reopen_output(path: str, lines_per_sentence: int, sentences: int) -> tuple[TextIO, int]:
-    """Reopen an unfinished output and drop a trailing partial sentence.
-
-    Args:
-        path: The output file.
-        lines_per_sentence: Number of lines written for each sentence.
-        sentences: Number of sentences in the input.
-
-    Returns:
-        The file, positioned at its end, and the number of sentences in it.
-
-    Raises:
-        UserError: The file holds more sentences than the input, or cannot be written.
-    """
-    try:
-        file = open(path, "r+b")
-        done = end = 0
-        for number, line in enumerate(file, start=1):
-            if line.endswith(b"\n") and number % lines_per_sentence == 0:
-                done, end = done + 1, file.tell()
-    except OSError as error:
-        raise UserError(f"can't write the output file {path}: {error.strerror}; check the path") from error
-    if done > sentences:
-        file.close()
-        raise UserError(
-            f"the output file {path} has lines for {done:,} sentences, but there are {sentences:,}; it is not a "
-            "translation of this input"
-        )
-    file.truncate(end)
-    file.seek(end)
-    return io.TextIOWrapper(file, encoding="utf-8", newline="\n"), done
 
 
 def read_arriving_lines(lines: Iterable[str]) -> Iterator[list[str]]:

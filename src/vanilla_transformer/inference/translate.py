@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -18,14 +18,13 @@ from ..data.tokenization import decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
+from .settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, check_settings
 
 logger = logging.getLogger(__name__)
 
 
 WINDOW_SIZE = 4096  # sentences that are sorted by length together
-BATCH_TOKENS = 1024
 MIN_COUNTED_LENGTH = 8  # a shorter sentence counts as this many tokens, which bounds the batch size for one-word inputs
-MAX_SOURCE_LENGTH = 1024
 
 
 class Translation(NamedTuple):
@@ -106,8 +105,8 @@ def translate_windows(
         windows: Lists of sentences.
         num_beams: Beam size, 1 for greedy search. Defaults to the model's generation config, else to the paper's 4.
         num_return_sequences: Translations per sentence, best first; at most `num_beams`.
-        batch_tokens: Most source tokens in a batch, padding included; a shorter sentence counts as
-            `MIN_COUNTED_LENGTH` tokens. A sentence above the budget is a batch of its own.
+        batch_tokens: Most source tokens in a batch, padding included, and most hypotheses; a shorter sentence counts
+            as `MIN_COUNTED_LENGTH` tokens. A sentence above the budget is a batch of its own.
         max_source_length: Most tokens of a sentence, `</s>` included.
         too_long: For a longer sentence: "cut" truncates it with a warning that names it, "refuse" raises.
         search: Passed to `generate()` as `custom_generate`; None for the searches of transformers.
@@ -123,30 +122,41 @@ def translate_windows(
         UserError: A setting is out of range or contradicts another; while iterating, a sentence is too long and
             `too_long` is "refuse".
     """
-    for name, value in (
-        ("num_beams", num_beams),
-        ("num_return_sequences", num_return_sequences),
-        ("batch_tokens", batch_tokens),
-    ):
-        if value is not None and value < 1:
-            raise UserError(f"{name} is {value}; it must be at least 1")
-    if max_source_length < 2:
-        raise UserError(f"max_source_length is {max_source_length}; it must be at least 2, a token and </s>")
-    if too_long not in ("cut", "refuse"):
-        raise UserError(f'too_long is {too_long!r}; it must be "cut" or "refuse"')
+    check_settings(
+        num_beams=num_beams,
+        num_return_sequences=num_return_sequences,
+        length_penalty=generate_kwargs.get("length_penalty"),
+        max_new_tokens=generate_kwargs.get("max_new_tokens"),
+        batch_tokens=batch_tokens,
+        max_source_length=max_source_length,
+        too_long=too_long,
+    )
     settings = {"num_return_sequences": num_return_sequences, **generate_kwargs}
     defaults = model.generation_config
     settings |= search_settings(
         num_beams or defaults.num_beams, settings.get("length_penalty", defaults.length_penalty)
     )
-    if search is not None and not settings.get("do_sample", defaults.do_sample):
+    samples = settings.get("do_sample", defaults.do_sample)
+    if not samples:
+        _check_beams(settings["num_beams"], num_return_sequences, model.config.vocab_size)
+    if search is not None and not samples:
         settings["custom_generate"] = search
     try:
         copy.deepcopy(model.generation_config).update(**settings)
     except ValueError as error:
         raise UserError(str(error)) from error
-    batcher = _SourceBatcher(tokenizer, batch_tokens, max_source_length, too_long, first_sentence)
+    batcher = _SourceBatcher(
+        tokenizer, batch_tokens, max_source_length, too_long, first_sentence, hypotheses=settings["num_beams"]
+    )
     return _translate(model, tokenizer, iter(windows), batcher, bar, settings)
+
+
+def _check_beams(num_beams: int, num_return_sequences: int, vocab_size: int) -> None:
+    """Refuse more translations than beams, and more beams than there are first tokens."""
+    if num_return_sequences > num_beams:
+        raise UserError(f"num_return_sequences is {num_return_sequences}; it can be at most num_beams, {num_beams}")
+    if num_beams >= vocab_size:
+        raise UserError(f"num_beams is {num_beams}; it must be below the model's vocab_size, {vocab_size}")
 
 
 def _translate(
@@ -189,8 +199,10 @@ class _SourceBatcher:
         max_source_length: int,
         too_long: str,
         first_sentence: int,
+        hypotheses: int,
     ) -> None:
         self.tokenizer, self.batch_tokens = tokenizer, batch_tokens
+        self.min_counted_length = max(MIN_COUNTED_LENGTH, hypotheses)
         self.max_source_length, self.too_long = max_source_length, too_long
         self.first_sentence = first_sentence  # number of the first sentence of the next window
 
@@ -203,7 +215,7 @@ class _SourceBatcher:
         self.first_sentence += len(window)
         batch: list[tuple[int, list[int]]] = []
         for index, ids in sorted(pairs, key=lambda pair: len(pair[1]), reverse=True):
-            if batch and (len(batch) + 1) * max(len(batch[0][1]), MIN_COUNTED_LENGTH) > self.batch_tokens:
+            if batch and (len(batch) + 1) * max(len(batch[0][1]), self.min_counted_length) > self.batch_tokens:
                 yield batch
                 batch = []
             batch.append((index, ids))
@@ -227,8 +239,12 @@ class _SourceBatcher:
 def _generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], settings: dict[str, Any]
 ) -> list[Translation]:
-    """Run `generate()` in eval mode on a batch of token ids, padded on the right."""
-    with eval_mode(model), torch.inference_mode():
+    """Run `generate()` in eval mode on a batch of token ids, padded on the right.
+
+    Raises:
+        UserError: There is too little memory.
+    """
+    with _explain_memory(len(token_ids), settings["num_beams"]), eval_mode(model), torch.inference_mode():
         rows = [torch.tensor(ids) for ids in token_ids]
         input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
         lengths = torch.tensor([len(ids) for ids in token_ids])
@@ -239,3 +255,18 @@ def _generate(
     texts = decode_batch(tokenizer, output.sequences)
     scores = output.get("sequences_scores")
     return list(map(Translation, texts, [math.nan] * len(texts) if scores is None else scores.tolist()))
+
+
+@contextmanager
+def _explain_memory(sentences: int, num_beams: int) -> Iterator[None]:
+    """Turn an error of too little memory into one that says what to change."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a RuntimeError
+        words = ("out of memory", "can't allocate memory", "not enough memory")
+        if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words):
+            raise UserError(
+                f"there is too little memory for a batch of {sentences} sentences with num_beams {num_beams}; lower "
+                "batch_tokens, num_beams or max_new_tokens"
+            ) from error
+        raise

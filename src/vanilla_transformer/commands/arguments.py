@@ -4,7 +4,7 @@ import copy
 import re
 import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -143,6 +143,18 @@ def names(dataclass_type: type) -> list[str]:
     return [item.name for item in fields(dataclass_type)]
 
 
+def list_options(names: Iterable[str]) -> str:
+    """List options by their names, as a command line gives them."""
+    return ", ".join(f"--{name}" for name in sorted(names))
+
+
+def report_without_effect(names: Collection[str], reason: str) -> None:
+    """Print one line for options that were given and have no effect, if there are any."""
+    if names:
+        verb = "has" if len(names) == 1 else "have"
+        print(f"note: {list_options(names)} {verb} no effect: {reason}", file=sys.stderr)
+
+
 @dataclass
 class LoadingArguments:
     """Options for loading a trained model."""
@@ -157,17 +169,19 @@ class LoadingArguments:
     def load(self, model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load the model and its tokenizer with these options; print a line for those that have no effect."""
         if Path(model_name_or_path).is_dir():
-            unused = ["--model_revision"] if self.model_revision != "main" else []
-            unused += ["--token"] if self.token is not None else []
-            if unused:
-                print(f"note: no effect of {' and '.join(unused)}, as the model is in a folder", file=sys.stderr)
-        return load(
+            unused = ["model_revision"] if self.model_revision != "main" else []
+            unused += ["token"] if self.token is not None else []
+            report_without_effect(unused, "the model is in a folder")
+        model, tokenizer = load(
             model_name_or_path,
             model_revision=self.model_revision,
             token=self.token,
             trust_remote_code=self.trust_remote_code,
             device=self.device,
         )
+        if self.trust_remote_code and not type(model).__module__.startswith("transformers_modules"):
+            report_without_effect(["trust_remote_code"], "the model runs by the code of this package")
+        return model, tokenizer
 
 
 @dataclass
@@ -207,7 +221,7 @@ class DecodingArguments(LoadingArguments):
         """Print a line for an option that has no effect with this model."""
         beams = search_settings(self.num_beams or model.generation_config.num_beams, None)["num_beams"]
         if self.length_penalty is not None and beams == 1:
-            print("note: --length_penalty has no effect with one beam, which is greedy search", file=sys.stderr)
+            report_without_effect(["length_penalty"], "search with one beam is greedy")
 
     def settings(self) -> dict[str, Any]:
         """Collect the keyword arguments for `translate`: only what was given."""

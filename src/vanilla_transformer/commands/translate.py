@@ -25,6 +25,7 @@ from transformers.utils.logging import disable_progress_bar
 
 import vanilla_transformer
 
+from ..data.normal_form import normal_form
 from ..data.text_files import iterate_lines
 from ..errors import UserError
 from ..hub.weights import weights_digest
@@ -150,6 +151,7 @@ def describe_source(
         weights_digest(model),
         json.dumps(configs, sort_keys=True, default=str),
         tokenizer.backend_tokenizer.to_str(),
+        str(normal_form(tokenizer)),
     ]
     return {
         "input": source.digest,

@@ -79,3 +79,25 @@ def test_lengths_follow_the_rows_that_were_kept():
     kept = dataset.select([2, 0])
     assert token_lengths(kept, "input_ids").tolist() == [3, 1]
     assert token_lengths(kept, "labels").tolist() == [0, 2]
+
+
+def greedy_ends(pair_lengths: list[int], max_tokens: int) -> list[int]:
+    """Where batches end if each pair goes into the batch before it as long as that has room."""
+    ends, size, longest = [], 0, 0
+    for index, length in enumerate(pair_lengths):
+        longest = max(longest, length)
+        if (size + 1) * longest > max_tokens:
+            ends.append(index)
+            size, longest = 0, length
+        size += 1
+    return [*ends, len(pair_lengths)]
+
+
+@pytest.mark.parametrize("max_tokens", [40, 41, 64, 1_000, 30_000, 10**7])
+def test_batches_end_where_the_next_pair_has_no_room(max_tokens):
+    random = np.random.default_rng(max_tokens)
+    for pairs in (1, 2, 7, 3_000):
+        source, target = random.integers(1, 41, size=(2, pairs))
+        sampler = TokenBatchSampler(source, target, max_tokens)
+        order = sampler._order(np.random.default_rng(0))
+        assert sampler.ends.tolist() == greedy_ends(np.maximum(source, target)[order].tolist(), max_tokens)

@@ -148,10 +148,10 @@ def test_what_is_dropped_is_counted(tmp_path, tokenizer):
 def test_what_can_not_be_is_refused_with_a_sentence(tmp_path, folder, tokenizer):
     with pytest.raises(UserError, match="may have 100 tokens, but a batch may hold 50; raise the token budget"):
         stream_of(load(folder), tokenizer, max_tokens=50)
-    with pytest.raises(UserError, match="the shuffle buffer's size is 0"):
+    with pytest.raises(UserError, match="buffer_size is 0; it must be an integer of at least 1"):
         stream_of(load(folder), tokenizer, buffer_size=0)
     with pytest.raises(UserError, match="no sentence pair is left: kept 0 of 230 pairs"):
-        next(iter(stream_of(load(folder), tokenizer, max_source_length=1)))
+        next(iter(stream_of(load(folder), tokenizer, max_source_length=2)))
     (tmp_path / "train.en").write_text("one\ntwo\n")
     (tmp_path / "train.de").write_text("eins\n")
     with pytest.raises(UserError, match="has 2 lines but .* has 1"):

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..data.batching import TranslationCollator
 from ..data.encoding import encode_pairs
+from ..data.limits import check_count, take_pairs
 from ..data.numbers import number_pairs
 from ..data.reading import iterate_sentences, load_pairs
 from ..data.streaming import TokenStream
@@ -107,6 +108,9 @@ class DataArguments:
     def load(self, split: str, file: str | None, limit: int | None) -> Dataset | IterableDataset:
         """Load a split from its file or from the Hub, or generate numbers if neither is given."""
         streaming = self.streaming and split == "train"
+        field = "max_train_samples" if split == "train" else "max_eval_samples"
+        if limit is not None:
+            check_count(field, limit)
         if self.dataset_name is not None:
             pairs = load_pairs(
                 self.dataset_name,
@@ -119,11 +123,10 @@ class DataArguments:
         elif file is not None:
             pairs = load_pairs(file, self.source_lang, self.target_lang, streaming=streaming)
         else:
-            pairs = number_pairs(self.source_lang, self.target_lang, split, limit or NUMBERS[split])
+            size = NUMBERS[split] if limit is None else limit
+            pairs = number_pairs(self.source_lang, self.target_lang, split, size)
             return pairs.to_iterable_dataset() if streaming else pairs
-        if streaming:
-            return pairs if limit is None else pairs.take(limit)
-        return pairs.select(range(min(limit or len(pairs), len(pairs))))
+        return take_pairs(pairs, limit, field)
 
     def load_both(self) -> tuple[Dataset | IterableDataset, Dataset]:
         """Load the training and validation pairs.

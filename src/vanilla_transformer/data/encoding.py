@@ -1,33 +1,19 @@
 """Filter and tokenize sentence pairs."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
-from .caching import cache_key
+from .caching import cache_errors, cache_key
+from .limits import LengthLimits, check_count
 from .normal_form import normal_form, normalize_sources
 from .reading import no_pairs_message
 from .tokenization import check_appends_eos
 
 RATIO_FREE_LENGTH = 10  # tokens; pairs whose longer side is no longer than this may have any ratio of lengths
-
-
-class LengthLimits(NamedTuple):
-    """Limits on the lengths of a pair, in tokens with `</s>`.
-
-    Attributes:
-        max_source_length: The most tokens that a source sentence may have.
-        max_target_length: The most tokens that a target sentence may have.
-        max_length_ratio: The most times that one side may be as long as the other.
-    """
-
-    max_source_length: int
-    max_target_length: int
-    max_length_ratio: float
 
 
 @dataclass(frozen=True)
@@ -97,26 +83,30 @@ def encode_pairs(
         The pairs that are left, in their order, as columns "input_ids" and "labels", and what was dropped.
 
     Raises:
-        UserError: No pair is left, or the tokenizer appends no end-of-sentence token.
+        UserError: No pair is left, the tokenizer appends no end-of-sentence token, a limit or `num_proc` is out of
+            range, or the cache can't be written.
     """
+    limits = LengthLimits(max_source_length, max_target_length, max_length_ratio).check()
+    if num_proc is not None:
+        check_count("num_proc", num_proc)
     if len(pairs) == 0:
         raise UserError(no_pairs_message("the data set"))
     check_appends_eos(tokenizer)
-    limits = LengthLimits(max_source_length, max_target_length, max_length_ratio)
     # What decides the ids, and no more: the tokenizer's pickle, which `datasets` would hash, also holds where it came
     # from. The call above has undone any padding and truncation that were left switched on.
     backend = tokenizer.backend_tokenizer.to_str()
     settings = (tokenizer.split_special_tokens, normal_form(tokenizer))
-    encoded = pairs.map(
-        encode_batch,
-        batched=True,
-        fn_kwargs={"tokenizer": tokenizer, "limits": limits},
-        remove_columns=pairs.column_names,
-        features=Features({"input_ids": [Value("int32")], "labels": [Value("int32")], "dropped": Value("int8")}),
-        num_proc=None if num_proc is None else min(num_proc, len(pairs)),
-        new_fingerprint=cache_key(pairs._fingerprint, backend, settings, tuple(limits)),
-        desc="Tokenizing",
-    )
+    with cache_errors():
+        encoded = pairs.map(
+            encode_batch,
+            batched=True,
+            fn_kwargs={"tokenizer": tokenizer, "limits": limits},
+            remove_columns=pairs.column_names,
+            features=Features({"input_ids": [Value("int32")], "labels": [Value("int32")], "dropped": Value("int8")}),
+            num_proc=None if num_proc is None else min(num_proc, len(pairs)),
+            new_fingerprint=cache_key(pairs._fingerprint, backend, settings, tuple(limits)),
+            desc="Tokenizing",
+        )
     dropped = encoded.data.column("dropped").to_numpy()
     report = DropReport(*np.bincount(dropped, minlength=4).tolist())
     report.check()

@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from .batching import TokenBatchSampler
-from .encoding import KEPT, DropReport, LengthLimits, encode_batch
+from .encoding import KEPT, DropReport, encode_batch
+from .limits import LengthLimits, check_count
 from .tokenization import check_appends_eos
 
 READ_AT_ONCE = 1_000  # pairs that are tokenized together
@@ -73,8 +74,8 @@ class TokenStream(TorchIterableDataset):
         num_processes: Processes that take the batches in turn. Each reads all pairs.
 
     Raises:
-        UserError: A budget that a sentence of the greatest length would exceed, a buffer without room, or a tokenizer
-            that appends no end-of-sentence token.
+        UserError: A budget that a sentence of the greatest length would exceed, a limit, buffer or number of processes
+            out of range, or a tokenizer that appends no end-of-sentence token.
     """
 
     def __init__(
@@ -91,6 +92,10 @@ class TokenStream(TorchIterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
     ) -> None:
+        limits = LengthLimits(max_source_length, max_target_length, max_length_ratio).check()
+        check_count("buffer_size", buffer_size)
+        check_count("num_processes", num_processes)
+        check_count("process_index", process_index, minimum=0, maximum=num_processes - 1)
         check_appends_eos(tokenizer)
         longest = max(max_source_length, max_target_length)
         if longest > max_tokens:
@@ -98,11 +103,9 @@ class TokenStream(TorchIterableDataset):
                 f"sentences may have {longest} tokens, but a batch may hold {max_tokens}; raise the token budget or "
                 "lower the length limit"
             )
-        if buffer_size < 1:
-            raise UserError(f"the shuffle buffer's size is {buffer_size}; it must be at least 1")
         self.pairs = pairs
         self.tokenizer = tokenizer
-        self.limits = LengthLimits(max_source_length, max_target_length, max_length_ratio)
+        self.limits = limits
         self.max_tokens = max_tokens
         self.buffer_size = buffer_size
         self.seed = seed
@@ -135,8 +138,19 @@ class TokenStream(TorchIterableDataset):
         return {"taken": taken, "buffer": self._buffers[0] if self._buffers else self._start}
 
     def resume(self, position: StreamPosition) -> None:
-        """Start at the position of another stream of the same pairs and settings."""
-        self._start, self._taken = position["buffer"], position["taken"]
+        """Start at the position of another stream of the same pairs and settings.
+
+        Raises:
+            UserError: It is no position.
+        """
+        try:
+            taken, buffer = position["taken"], position["buffer"]
+            valid = isinstance(taken, int) and taken >= buffer["batches"] and buffer.keys() == self._start.keys()
+        except (AttributeError, KeyError, TypeError):
+            valid = False
+        if not valid:
+            raise UserError(f"{str(position)[:80]!r} is no position in a stream; resume from another checkpoint")
+        self._start, self._taken = buffer, taken
 
     def __iter__(self) -> Iterator[list[Pair]]:
         """Yield this process's batches, without end."""

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from ..errors import UserError
+from .limits import check_count
 from .normal_form import NORMAL_FORM_KEY, NormalFormCounter
 
 BOS_TOKEN, PAD_TOKEN, EOS_TOKEN, UNK_TOKEN = SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0, 1, 2, 3
@@ -33,6 +34,7 @@ _PIECES = (
 )
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
+MAX_VOCAB_SIZE = 1_000_000  # training reserves memory by it, and a larger matrix of embeddings is a mistake
 
 # Texts that tokenizers commonly fail to restore; each new tokenizer is checked with them.
 _HARD_STRINGS = (
@@ -128,13 +130,10 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         The tokenizer, with the ids `<s>` 0, `<pad>` 1, `</s>` 2 and `<unk>` 3.
 
     Raises:
-        UserError: `vocab_size` has no room for the special tokens and the bytes, or there is no text in `texts`.
+        UserError: `vocab_size` has no room for the special tokens and the bytes or is over a million, or there is no
+            text in `texts`.
     """
-    if vocab_size < MIN_VOCAB_SIZE:
-        raise UserError(
-            f"vocab_size is {vocab_size}, but {len(SPECIAL_TOKENS)} special tokens and "
-            f"{MIN_VOCAB_SIZE - len(SPECIAL_TOKENS)} bytes need at least {MIN_VOCAB_SIZE}"
-        )
+    check_count("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [

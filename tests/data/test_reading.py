@@ -1,15 +1,17 @@
 """Each kind of data gives the same pairs, and what can't be read is refused with a sentence."""
 
+import errno
 import gzip
 import json
+import os
 
 import pytest
 from datasets import Dataset, Features, Translation, Value
 from pair_files import ENGLISH, GERMAN, PAIRS, write, write_prefix
 
-from vanilla_transformer.data import reading
+from vanilla_transformer.data import reading, text_files
 from vanilla_transformer.data.reading import load_pairs
-from vanilla_transformer.data.text_files import read_lines
+from vanilla_transformer.data.text_files import iterate_lines, read_lines
 from vanilla_transformer.errors import UserError
 
 pytestmark = pytest.mark.usefixtures("empty_cache")
@@ -140,7 +142,7 @@ def test_broken_gzip(tmp_path):
 def test_unknown_file():
     with pytest.raises(UserError, match=r"no/such/file: No such file or directory; check"):
         read_lines("no/such/file")
-    with pytest.raises(UserError, match=r"pairs.tsv can't be read: No such file or directory"):
+    with pytest.raises(UserError, match=r"pairs.tsv can't be read: no such file"):
         load_pairs("pairs.tsv", "en", "de")
     with pytest.raises(UserError, match=r"pairs.parquet can't be read: no such file"):
         load_pairs("pairs.parquet", "en", "de")
@@ -215,3 +217,124 @@ def test_hub_data_set_out_of_reach():
     with pytest.raises(UserError, match=r"someone/data is neither a pair of files here .* nor, with split 'test'") as e:
         load_pairs("someone/data", "en", "de", split="test")
     assert "\n" not in str(e.value)
+
+
+# Files that are not what they seem
+
+
+def test_a_replaced_file_is_read_anew_though_size_and_time_are_the_same(tmp_path):
+    prefix = write_prefix(tmp_path, ["one", "two"], ["eins", "zwei"])
+    table = write(tmp_path / "a.tsv", "en\tde\none\teins\n")
+    parquet = tmp_path / "a.parquet"
+
+    def read() -> list[str]:
+        return [load_pairs(data, "en", "de")["source"][0] for data in (prefix, table, parquet)]
+
+    Dataset.from_dict({"en": ["one"], "de": ["eins"]}).to_parquet(parquet)
+    assert read() == ["one"] * 3
+    for path in (tmp_path / "train.en", tmp_path / "a.tsv", parquet):
+        before = path.stat()
+        path.write_bytes(path.read_bytes().replace(b"one", b"uno"))
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+        assert (path.stat().st_size, path.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert read() == ["uno"] * 3
+
+
+def test_the_same_content_is_found_in_the_cache_under_any_name_and_time(tmp_path, monkeypatch):
+    first = load_pairs(write_prefix(tmp_path, ENGLISH, GERMAN), "en", "de")
+    (tmp_path / "copy").mkdir()
+    prefix = write_prefix(tmp_path / "copy", ENGLISH, GERMAN)
+    monkeypatch.setattr(reading, "iterate_lines", None)
+    second = load_pairs(prefix, "en", "de")
+    assert second.to_list() == first.to_list() and second._fingerprint == first._fingerprint
+
+
+def test_utf16_nul_bytes_and_gzip_without_its_name(tmp_path):
+    text = "Two men\n"
+    for content, message in [
+        (text.encode("utf-16"), r"a\.txt, line 1: byte 0xff at position 1 is not valid UTF-8; convert"),
+        (text.encode("utf-16-le"), r"a\.txt, line 1: there is a NUL byte, so this is no UTF-8 text; convert"),
+        (b"good\nb\0d\n", r"a\.txt, line 2: there is a NUL byte"),
+        (gzip.compress(text.encode()), r"a\.txt is compressed with gzip; give it a name that ends in \.gz"),
+    ]:
+        (tmp_path / "a.txt").write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_lines(tmp_path / "a.txt")
+
+
+def test_a_gzip_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):
+    zeros = gzip.compress(bytes(1 << 25))
+    (tmp_path / "line.gz").write_bytes(zeros)
+    with pytest.raises(UserError, match=r"line\.gz, line 1 has over 16,777,216 bytes"):
+        read_lines(tmp_path / "line.gz")
+    monkeypatch.setattr(text_files, "_SMALL", 1 << 20)
+    (tmp_path / "lines.gz").write_bytes(gzip.compress(b"\n" * (1 << 25)))
+    with pytest.raises(UserError, match=r"lines\.gz, line [\d]+: the file unpacks to 500 times its size"):
+        for _ in iterate_lines(tmp_path / "lines.gz"):
+            pass
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_folders_and_pipes_are_no_data_files(tmp_path, streaming):
+    (tmp_path / "folder.tsv").mkdir()
+    (tmp_path / "folder.parquet").mkdir()
+    os.mkfifo(tmp_path / "pipe.jsonl")
+    for name in ("folder.tsv", "folder.parquet", "pipe.jsonl"):
+        with pytest.raises(UserError, match=f"{name} can't be read: not a regular file"):
+            load_pairs(tmp_path / name, "en", "de", streaming=streaming)
+    with pytest.raises(UserError, match="Is a directory"):
+        read_lines(tmp_path)
+
+
+def test_a_file_that_can_not_be_opened_or_vanishes(tmp_path, monkeypatch):
+    prefix = write_prefix(tmp_path, ENGLISH, GERMAN)
+
+    def vanish(path):
+        (tmp_path / "train.de").unlink(missing_ok=True)
+        return str(path)
+
+    monkeypatch.setattr(reading, "file_digest", vanish)
+    with pytest.raises(UserError, match=r"train\.de: No such file or directory; check the path"):
+        load_pairs(prefix, "en", "de")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.tsv", "en\tde\ten\na\tb\tc\n", r"a\.tsv, line 1: 'en' names two columns; give each a name of its own"),
+        ("a.csv", "en,de,de\na,b,c\n", r"a\.csv, line 1: 'de' names two columns"),
+        ("a.jsonl", '{"en": "a", "de": "b", "en": "c"}\n', r"a\.jsonl, line 1: not JSON \('en' is there twice\)"),
+        ("a.jsonl", "[" * 100_000 + "\n", r"a\.jsonl, line 1: not JSON \(maximum recursion depth"),
+        ("a.jsonl", '{"en": "a", "de": ' + "1" * 5_000 + "}\n", r"a\.jsonl, line 1: not JSON \(Exceeds the limit"),
+        (
+            "a.csv",
+            'en,de\na,b\na,"b\n' + "c,d\n" * 40_000,
+            r"a\.csv, line \d+: .* row that begins on line 3; fix",
+        ),
+    ],
+)
+def test_repeated_names_deep_nesting_and_open_quotes(tmp_path, name, text, message):
+    with pytest.raises(UserError, match=message) as raised:
+        load_pairs(write(tmp_path / name, text), "en", "de")
+    assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
+
+
+def test_columns_without_a_name_may_repeat(tmp_path):
+    pairs = load_pairs(write(tmp_path / "a.tsv", "en\t\tde\t\na\t1\tb\t2\n"), "en", "de")
+    assert pairs.to_list() == [{"source": "a", "target": "b"}]
+
+
+def test_a_full_disk_is_a_sentence(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("datasets.arrow_writer.ArrowWriter.finalize", full)
+    with pytest.raises(UserError, match="can't write the data cache .*No space left on device; free some space"):
+        load_pairs(write_prefix(tmp_path, ENGLISH, GERMAN), "en", "de")
+
+
+def test_a_stream_that_can_not_be_read_is_refused_at_once(tmp_path):
+    with pytest.raises(UserError, match="no column 'de'"):
+        load_pairs(write(tmp_path / "a.tsv", "en\tfr\na\tb\n"), "en", "de", streaming=True)
+    with pytest.raises(UserError, match="holds no sentence pairs"):
+        load_pairs(write(tmp_path / "b.tsv", "en\tde\n"), "en", "de", streaming=True)

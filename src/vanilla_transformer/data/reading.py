@@ -11,7 +11,7 @@ from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
 from ..errors import UserError, first_line
-from .caching import PAIR_FEATURES, PairRow, cache_key, cache_pairs
+from .caching import PAIR_FEATURES, PairRow, cache_errors, cache_key, cache_pairs, check_regular, file_digest
 from .text_files import iterate_lines, iterate_rows, table_format
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -98,16 +98,13 @@ def _load_files(
     reader: Callable[..., Iterator[PairRow]], paths: Sequence[str], arguments: dict[str, str], streaming: bool
 ) -> Dataset | IterableDataset:
     """Read pairs from files; unless streaming, through the cache, so that only changed files are read again."""
-    stamps = []
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise UserError(f"{path} can't be read: {error.strerror}; check the path") from None
-        stamps.append((os.path.abspath(path), status.st_size, status.st_mtime_ns))
     if streaming:
+        for path in paths:
+            check_regular(path)
+        next(reader(**arguments))  # better refused now than in the first step
         return IterableDataset.from_generator(reader, PAIR_FEATURES, gen_kwargs=arguments)
-    return cache_pairs(reader, cache_key(reader.__name__, stamps, arguments), **arguments)
+    settings = {name: value for name, value in arguments.items() if value not in paths}
+    return cache_pairs(reader, cache_key(reader.__name__, list(map(file_digest, paths)), settings), **arguments)
 
 
 def _read_parallel(source_file: str, target_file: str) -> Iterator[PairRow]:
@@ -170,11 +167,16 @@ def _missing_column_message(where: str, lang: str, present: Sequence[str]) -> st
 
 
 def _load_parquet(path: str, source_lang: str, target_lang: str, streaming: bool) -> Dataset | IterableDataset:
-    if not os.path.isfile(path):
-        raise UserError(f"{path} can't be read: no such file; check the path")
+    check_regular(path)
+    # The library's own key is path and time of change; the digest is part of it as the configuration's name.
+    digest = "default" if streaming else file_digest(path)
     try:
-        dataset = load_dataset("parquet", data_files=path, split="train", streaming=streaming)
-        return _select_languages(dataset, path, source_lang, target_lang)
+        with cache_errors():
+            dataset = load_dataset("parquet", digest, data_files=path, split="train", streaming=streaming)
+        pairs = _select_languages(dataset, path, source_lang, target_lang)
+        if isinstance(pairs, Dataset):
+            pairs._fingerprint = cache_key("parquet", digest, source_lang, target_lang)
+        return pairs
     except UserError:
         raise
     except (DatasetsError, OSError, ValueError) as error:

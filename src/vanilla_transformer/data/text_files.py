@@ -3,13 +3,20 @@
 import csv
 import gzip
 import json
+import math
 import os
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import UserError
+
+MAX_LINE_BYTES = 1 << 24  # a long novel has a few million
+_SMALL = 1 << 28  # bytes that any file may unpack to
+_GZIP_MAGIC = b"\x1f\x8b"
 
 NumberedRow = tuple[int, dict[str, Any] | None]  # line number in the file, and columns; None for a blank line
 
@@ -29,16 +36,32 @@ def iterate_lines(path: str | os.PathLike, *, keep_ends: bool = False) -> Iterat
         keep_ends: Whether to keep the line ends.
 
     Raises:
-        UserError: The file can't be opened, or isn't UTF-8; the message has file and line.
+        UserError: The file can't be opened or isn't UTF-8, or holds a NUL, a line of more than `MAX_LINE_BYTES` bytes,
+            or unpacks to 500 times its size; the message has file and line.
     """
     path = os.fspath(path)
-    number = 0
+    number = size = 0
+    line = b""
     try:
         with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
-            for number, raw in enumerate(file, start=1):
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
-                yield line if keep_ends else line.removesuffix("\n").removesuffix("\r")
+            # Text is packed to a third or a tenth; a file that unpacks to 500 times its size is made to fill the disk.
+            most = max(_SMALL, 500 * os.fstat(file.fileno()).st_size) if path.endswith(".gz") else math.inf
+            for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
+                size += len(line)
+                if len(line) > MAX_LINE_BYTES:
+                    raise UserError(f"{path}, line {number} has over {MAX_LINE_BYTES:,} bytes; put one sentence on it")
+                if size > most:
+                    raise UserError(f"{path}, line {number}: the file unpacks to 500 times its size; is it text?")
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                if "\0" in text:
+                    raise UserError(
+                        f"{path}, line {number}: there is a NUL byte, so this is no UTF-8 text; convert the file, for "
+                        "example with iconv -t UTF-8, or remove it"
+                    )
+                yield text if keep_ends else text.removesuffix("\n").removesuffix("\r")
     except UnicodeDecodeError as error:
+        if number == 1 and line.startswith(_GZIP_MAGIC):
+            raise UserError(f"{path} is compressed with gzip; give it a name that ends in .gz") from None
         raise UserError(
             f"{path}, line {number}: byte 0x{error.object[error.start]:02x} at position {error.start + 1} is not valid "
             "UTF-8; convert the file, for example with iconv -t UTF-8"
@@ -69,16 +92,29 @@ def _read_tsv(path: str) -> Iterator[NumberedRow]:
 
 def _read_csv(path: str) -> Iterator[NumberedRow]:
     reader = csv.reader(iterate_lines(path, keep_ends=True), strict=True)  # a quoted field keeps its line feeds
+    start = 1  # line on which the row being read begins
+
+    def rows() -> Iterator[tuple[int, list[str]]]:
+        nonlocal start
+        for fields in reader:
+            yield reader.line_num, fields
+            start = reader.line_num + 1
+
     try:
-        yield from _with_header(path, ((reader.line_num, fields) for fields in reader))
+        yield from _with_header(path, rows())
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}; fix the quoting, or use a .tsv file") from None
+        raise UserError(
+            f"{path}, line {reader.line_num}: {error}, in a row that begins on line {start}; fix the quoting, or use a "
+            ".tsv file"
+        ) from None
 
 
 def _with_header(path: str, lines: Iterable[tuple[int, list[str]]]) -> Iterator[NumberedRow]:
     """Name the fields of each line after the fields of the first."""
     lines = iter(lines)
-    _, header = next(lines, (0, []))
+    number, header = next(lines, (1, []))
+    if repeated := [name for name, count in Counter(header).items() if name and count > 1]:
+        raise UserError(f"{path}, line {number}: {repeated[0]!r} names two columns; give each a name of its own")
     for number, fields in lines:
         if fields in ([], [""]):
             yield number, None
@@ -94,12 +130,19 @@ def _with_header(path: str, lines: Iterable[tuple[int, list[str]]]) -> Iterator[
 def _read_jsonl(path: str) -> Iterator[NumberedRow]:
     for number, line in enumerate(iterate_lines(path), start=1):
         try:
-            row = json.loads(line) if line.strip() else None
-        except ValueError as error:
+            row = json.loads(line, object_pairs_hook=_unique_keys) if line.strip() else None
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{path}, line {number}: not JSON ({error}); write one object per line") from None
         if not isinstance(row, dict | None):
             raise UserError(f"{path}, line {number}: {line.strip()[:40]!r} is no JSON object; write one per line")
         yield number, row
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        raise ValueError(f"{Counter(key for key, _ in pairs).most_common(1)[0][0]!r} is there twice")
+    return row
 
 
 _ROW_READERS: dict[str, Callable[[str], Iterator[NumberedRow]]] = {

@@ -1,5 +1,6 @@
 """The model in other engines: MarianMT, CTranslate2 and ONNX."""
 
+import errno
 import functools
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from vanilla_transformer import VanillaTransformerForConditionalGeneration
 from vanilla_transformer.convert.ctranslate2 import to_ctranslate2
 from vanilla_transformer.convert.marian import from_marian, to_marian
 from vanilla_transformer.convert.onnx import ONNX_NEEDS, to_onnx
-from vanilla_transformer.data.tokenization import train_tokenizer
+from vanilla_transformer.data.tokenization import PreTrainedTokenizerFast, train_tokenizer
 from vanilla_transformer.errors import UserError
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts/export.py"
@@ -487,6 +488,17 @@ def test_the_script_writes_model_and_tokenizer(run, folder, tokenizer, tmp_path)
     assert code == 0 and out.startswith(f"The model is in {output}; it loads with AutoModelForSeq2SeqLM")
     assert type(AutoModelForSeq2SeqLM.from_pretrained(output)) is MarianMTModel
     assert AutoTokenizer.from_pretrained(output)("A man")["input_ids"] == tokenizer("A man")["input_ids"]
+
+
+def test_an_export_that_fails_half_way_leaves_nothing(run, folder, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(PreTrainedTokenizerFast, "save_pretrained", full)
+    output = tmp_path / "above" / "marian"
+    code, _, err = run("--model_name_or_path", folder, "--to", "marian", "--output_dir", output)
+    assert code == 2 and f"can't write into {output}: No space left on device; free some space" in err
+    assert not (tmp_path / "above").exists()
 
 
 def test_the_script_quantizes(run, folder, ctranslate2, tmp_path):

@@ -12,7 +12,7 @@ from transformers.utils.logging import disable_progress_bar
 from ..convert.ctranslate2 import to_ctranslate2
 from ..convert.marian import to_marian
 from ..convert.onnx import to_onnx
-from ..data.files import in_use
+from ..data.files import in_use, new_folder
 from ..errors import UserError
 from ..inference.loading import load
 from .arguments import CommandParser, names
@@ -53,11 +53,12 @@ def main(argv: list[str] | None = None) -> None:
     if in_use(Path(folder)):
         raise UserError(f"{folder} already exists and is not empty; give another --output_dir")
     model, tokenizer = load(arguments.model_name_or_path, device="cpu")
-    if arguments.to == "marian":
-        to_marian(model).save_pretrained(folder)
-    elif arguments.to == "ctranslate2":
-        to_ctranslate2(model, tokenizer, folder, arguments.quantization)
-    else:
-        to_onnx(model, folder)
-    tokenizer.save_pretrained(folder)
+    with new_folder(folder, "export") as partial:
+        if arguments.to == "marian":
+            to_marian(model).save_pretrained(partial)
+        elif arguments.to == "ctranslate2":
+            to_ctranslate2(model, tokenizer, partial, arguments.quantization)
+        else:
+            to_onnx(model, partial)
+        tokenizer.save_pretrained(partial)
     print(f"The model is in {folder}; it loads with {HOW_TO_LOAD[arguments.to].format(folder)}")

@@ -16,7 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
-from ..data.files import check_not_in_use
+from ..data.files import check_not_in_use, new_folder
 from ..data.text_files import read_lines
 from ..data.tokenization import EOS_TOKEN, SPECIAL_TOKENS, PreTrainedTokenizerFast, dictionary_tokenizer
 from ..errors import UserError, first_line
@@ -103,8 +103,9 @@ def convert_checkpoint(
     model = _model_of(checkpoint, _weights_of(checkpoint, contents, options), options)
     tokenizer = _tokenizer_of(checkpoint, model.config, dictionaries)
     model.generation_config = paper_generation_config(model)
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
+    with new_folder(output_dir, "model") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
     return model
 
 

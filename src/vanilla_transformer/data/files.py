@@ -154,20 +154,6 @@ def new_folder(folder: str | os.PathLike, purpose: str) -> Iterator[Path]:
         raise
 
 
-def open_output(path: str, binary: bool = False) -> IO[Any]:
-    """Create a file and open it for writing, as UTF-8 text unless `binary`, as gzip if its name ends in `.gz`.
-
-    Raises:
-        UserError: The file exists already, or can't be created.
-    """
-    try:
-        return _open_new(Path(path), binary, compress=path.endswith(".gz"))
-    except FileExistsError as error:
-        raise _exists(path) from error
-    except OSError as error:
-        raise UserError(f"can't write the output file {path}: {error.strerror}; check the path") from error
-
-
 def _open_new(path: Path, binary: bool, compress: bool) -> IO[Any]:
     encoding, newline = (None, None) if binary else ("utf-8", "\n")
     open_file: Any = gzip.open if compress else open

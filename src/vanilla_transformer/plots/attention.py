@@ -14,7 +14,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from ..data.files import open_output
+from ..data.files import new_output
 from ..errors import UserError, require
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
@@ -338,5 +338,5 @@ def save_figure(figure: "Figure", path: str) -> None:
     ending = Path(path).suffix.removeprefix(".").lower()
     if ending not in FORMATS:
         raise UserError(f"the output file {path} must end in one of .{', .'.join(FORMATS)}")
-    with open_output(path, binary=True) as file:
+    with new_output(path, binary=True) as file:
         figure.savefig(file, format=ending, dpi=DPI)

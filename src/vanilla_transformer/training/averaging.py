@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel
 
-from ..data.files import check_not_in_use
+from ..data.files import check_not_in_use, new_folder
 from ..errors import UserError
 from ..inference.loading import load
 from .checkpoints import complete_checkpoints
@@ -67,8 +67,9 @@ def average_checkpoints(checkpoints: Sequence[str | Path], output_dir: str | Pat
     with torch.no_grad():
         for name, weight in model.named_parameters():
             weight.copy_(sums[name] / len(checkpoints))
-    model.save_pretrained(output_dir)
-    tokenizer.save_pretrained(output_dir)
-    if record:
-        write_record(output_dir, record | {"weights": [Path(checkpoint).name for checkpoint in checkpoints]})
+    with new_folder(output_dir, "average") as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        if record:
+            write_record(folder, record | {"weights": [Path(checkpoint).name for checkpoint in checkpoints]})
     return model

@@ -147,3 +147,8 @@ def test_other_limits_are_other_pairs_other_processes_are_not(tokenizer, tmp_pat
     pairs = load_pairs(write_prefix(tmp_path, ["Two men"] * 3, ["Zwei"] * 3), "en", "de")
     before, after = encode(pairs, tokenizer)[0], encode(pairs, tokenizer, **change)[0]
     assert (before.cache_files == after.cache_files) is ("num_proc" in change)
+
+
+def test_a_data_set_with_other_columns_is_refused(tokenizer):
+    with pytest.raises(UserError, match="the data set has no column 'target'"):
+        encode(Dataset.from_dict({"source": ["a"], "de": ["b"]}), tokenizer)

@@ -89,6 +89,8 @@ def encode_pairs(
     limits = LengthLimits(max_source_length, max_target_length, max_length_ratio).check()
     if num_proc is not None:
         check_count("num_proc", num_proc)
+    if missing := {"source", "target"} - set(pairs.column_names):
+        raise UserError(f"the data set has no column {min(missing)!r}; name the columns source and target")
     if len(pairs) == 0:
         raise UserError(no_pairs_message("the data set"))
     check_appends_eos(tokenizer)

@@ -7,6 +7,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from datasets import Dataset, IterableDataset, load_dataset
 from datasets.exceptions import DatasetsError
 
@@ -171,6 +172,7 @@ def _load_parquet(path: str, source_lang: str, target_lang: str, streaming: bool
     # The library's own key is path and time of change; the digest is part of it as the configuration's name.
     digest = "default" if streaming else file_digest(path)
     try:
+        pq.read_schema(path)  # load_dataset would print what is wrong as well as raise it
         with cache_errors():
             dataset = load_dataset("parquet", digest, data_files=path, split="train", streaming=streaming)
         pairs = _select_languages(dataset, path, source_lang, target_lang)

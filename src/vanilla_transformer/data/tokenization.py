@@ -274,8 +274,8 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialTokenIds:
     The decoder starts with the tokenizer's `bos_token`, or without one with its `pad_token`, as in T5.
 
     Raises:
-        UserError: The tokenizer has no padding or end-of-sentence token, they are the same, one is outside its
-            vocabulary, or it does not append the end-of-sentence token.
+        UserError: The tokenizer has no padding or end-of-sentence token, they are the same, or it does not append the
+            end-of-sentence token.
     """
     ids: dict[str, int] = {}
     for name in ("pad_token", "eos_token"):
@@ -290,9 +290,6 @@ def special_token_ids(tokenizer: PreTrainedTokenizerBase) -> SpecialTokenIds:
             f"the tokenizer's pad_token and eos_token are both {tokenizer.eos_token!r}, so a model could not tell "
             "padding from the end of a sentence; set another tokenizer.pad_token"
         )
-    for index in (*ids.values(), start):
-        if not 0 <= index < len(tokenizer):
-            raise UserError(f"the tokenizer has a special token with id {index}, but only {len(tokenizer)} types")
     check_appends_eos(tokenizer)
     return {
         "pad_token_id": ids["pad_token"],

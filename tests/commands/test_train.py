@@ -17,11 +17,12 @@ from vanilla_transformer.data.tokenization import PreTrainedTokenizerFast
 from vanilla_transformer.training.record import read_record
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
-SMALL = (
-    "--preset tiny --config_overrides d_model=16,encoder_layers=1,decoder_layers=1 "
-    "--vocab_size 300 --warmup_steps 10 --per_device_train_tokens 300 --max_length_ratio 99 "
+RECIPE = (
+    "--warmup_steps 10 --per_device_train_tokens 300 --max_length_ratio 99 "
     "--logging_steps 1 --eval_steps 3 --save_steps 3 --max_eval_samples 2"
 ).split()
+NEW = "--preset tiny --config_overrides d_model=16,encoder_layers=1,decoder_layers=1 --vocab_size 300".split()
+SMALL = [*NEW, *RECIPE]
 
 
 @pytest.fixture(scope="module")
@@ -115,9 +116,20 @@ def test_interrupted_resumed_and_fine_tuned(tmp_path, data, whole):
     assert equal_weights(whole, parts)
 
     tuned = str(tmp_path / "tuned")
-    train("--output_dir", tuned, "--model_name_or_path", whole, "--max_steps", "3", *data, *SMALL)
+    train(
+        "--output_dir",
+        tuned,
+        "--model_name_or_path",
+        whole,
+        "--max_steps",
+        "3",
+        *data,
+        *RECIPE,
+        "--config_overrides",
+        "dropout=0.4",
+    )
     model = AutoModelForSeq2SeqLM.from_pretrained(tuned)
-    assert (model.config.d_model, model.generation_config.num_beams) == (16, 4)
+    assert (model.config.d_model, model.config.dropout, model.generation_config.num_beams) == (16, 0.4, 4)
     assert Path(tuned, "modeling_vanilla_transformer.py").is_file()
     assert '"PreTrainedTokenizerFast"' in Path(tuned, "tokenizer_config.json").read_text()
     assert PreTrainedTokenizerFast.from_pretrained(tuned).vocab_size == model.config.vocab_size
@@ -128,8 +140,8 @@ def test_interrupted_resumed_and_fine_tuned(tmp_path, data, whole):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config_overrides", "d_model=15"], "--config_overrides d_model=15: d_model is 15; it must be even"),
-        (["--config_overrides", "depth=3"], "--config_overrides depth=3: "),
+        (["--config_overrides", "d_model=15"], "config_overrides d_model=15: d_model is 15; it must be even"),
+        (["--config_overrides", "depth=3"], "config_overrides depth=3: "),
         (["--warmup_steps", "0"], "diverges without warm-up"),
         (["--per_device_train_tokens", "5"], "but a batch may hold 5; raise the token budget"),
         (["--train_file", "no/such/file"], "--train_file and --validation_file go together"),
@@ -139,7 +151,7 @@ def test_interrupted_resumed_and_fine_tuned(tmp_path, data, whole):
         ),
         (["--eval_steps", "2"], "--load_best_model_at_end requires the saving steps"),
         (["--vocab_size", "12"], "vocab_size is 12"),
-        (["--model_name_or_path", "no/such/model"], "can't load the model no/such/model"),
+        (["--model_name_or_path", "no/such/model"], "preset is tiny, but the model no/such/model keeps its size"),
         (["--tokenizer_name", "no/such/tokenizer"], "can't load the tokenizer no/such/tokenizer"),
     ],
 )
@@ -157,5 +169,5 @@ def test_what_can_not_be_is_refused_in_a_sentence(tmp_path, monkeypatch, capsys,
 def test_another_runs_folder_is_not_written_into(tmp_path):
     (tmp_path / "model.safetensors").write_text("precious")
     finished = train("--output_dir", str(tmp_path), *SMALL, expect=2)
-    assert finished.stderr.strip().endswith("continue the run in it with --resume_from_checkpoint")
+    assert finished.stderr.strip().endswith("continue the run in it with resume_from_checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]

@@ -458,13 +458,13 @@ def test_a_streamed_run_resumes_as_a_stream_only(tmp_path, tokenizer, dataset):
         buffer_size=1,
     )
     trainer = make_trainer(make_model(tokenizer), make_arguments(tmp_path), tokenizer, stream)
-    with pytest.raises(UserError, match="checkpoint-4 was trained without --streaming; continue it in the same way"):
+    with pytest.raises(UserError, match="checkpoint-4 was trained without streaming; continue it in the same way"):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
 
 
 def test_a_run_never_writes_into_another_runs_folder(tmp_path):
     (tmp_path / "model.safetensors").touch()
-    with pytest.raises(UserError, match="already exists and is not empty; give another --output_dir"):
+    with pytest.raises(UserError, match="already exists and is not empty; give another output_dir"):
         checkpoint_to_resume(tmp_path, None)
     assert checkpoint_to_resume(tmp_path / "new", None) is None
 

@@ -110,12 +110,20 @@ class CommandParser(HfArgumentParser):
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Parse the words of the command line, by default those of this process, into the dataclasses."""
-        unknown = self.parse_known_args(argv)[1]
+        self._refuse_unknown(self.parse_known_args(argv)[1])
+        parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
+        return parsed[: len(self.dataclass_types)]
+
+    def _refuse_unknown(self, unknown: Sequence[str]) -> None:
         if unknown:
             near = suggest(unknown[0], self._option_string_actions)
             self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
-        parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
-        return parsed[: len(self.dataclass_types)]
+
+    def parse_given(self, argv: Sequence[str] | None = None) -> dict[str, Any]:
+        """Parse the words of the command line, and return the values of the options that it gives, by name."""
+        parsed, unknown = self.parse_known_args(argv)
+        self._refuse_unknown(unknown)
+        return {name: getattr(parsed, name) for name in self.given(argv) - {"traceback"}}
 
     def given(self, argv: Sequence[str] | None = None) -> set[str]:
         """Return the names of the options that the command line gives, whatever their value."""

@@ -2,15 +2,18 @@
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import Seq2SeqTrainingArguments
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..errors import UserError
+from .options import COUNT, EPOCHS, LOWER_IS_BETTER, check_combinations, check_values, metric_name
 
 logger = logging.getLogger(__name__)
+
+PAPER_STEPS = 100_000  # of the base model, table 3
 
 
 def noam_peak(d_model: int, warmup_steps: int) -> float:
@@ -50,8 +53,16 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
             "help": "Checkpoint folder to continue from; without a value, the last complete one in output_dir.",
         },
     )
+    per_device_eval_tokens: int = field(
+        default=4_096, metadata={"help": "Token budget of a validation batch; a longer sentence is a batch of its own."}
+    )
     # 5.2 Schedule, 5.3 Optimizer, 5.4 Regularization
-    max_steps: int = field(default=100_000, metadata={"help": "Total number of optimizer steps."})
+    max_steps: int = field(  # type: ignore[assignment] # None until `__post_init__`
+        default=None, metadata={"help": "Total number of optimizer steps; by default 100,000, or num_train_epochs."}
+    )
+    num_train_epochs: float | None = field(  # type: ignore[assignment] # None until `__post_init__`
+        default=None, metadata={"help": "Number of epochs, instead of max_steps."}
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "Adam's beta1."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Adam's beta2."})
     adam_epsilon: float = field(default=1e-9, metadata={"help": "Adam's epsilon."})
@@ -68,14 +79,15 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Number of checkpoints to keep; 2 are the best and the last one."}
     )
-    load_best_model_at_end: bool = field(
-        default=True, metadata={"help": "Load the best checkpoint when training ends."}
+    load_best_model_at_end: bool | None = field(  # type: ignore[assignment] # None until `__post_init__`
+        default=None,
+        metadata={"help": "Load the best checkpoint when training ends; by default if there is validation."},
     )
     metric_for_best_model: str | None = field(
         default="bleu", metadata={"help": "Validation metric that selects the best checkpoint."}
     )
     greater_is_better: bool | None = field(
-        default=True, metadata={"help": "Whether a larger value of that metric is better."}
+        default=None, metadata={"help": "Whether a larger value of that metric is better; by default by its name."}
     )
     predict_with_generate: bool = field(default=True, metadata={"help": "Translate in validation, for BLEU."})
     generation_num_beams: int | None = field(
@@ -91,18 +103,50 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
     )
 
     def __post_init__(self) -> None:
-        """Check the arguments as transformers does, and turn off pinned memory where there is no accelerator."""
+        """Check the arguments, and fill in those that depend on others.
+
+        Raises:
+            UserError: An argument is out of its range, can't be obeyed, or contradicts another.
+        """
+        check_values(self)
+        self._set_length_of_run()
+        if self.greater_is_better is None and self.metric_for_best_model is not None:
+            self.greater_is_better = metric_name(self.metric_for_best_model) not in LOWER_IS_BETTER
+        if self.load_best_model_at_end is None:
+            self.load_best_model_at_end = "no" not in (self.eval_strategy, self.save_strategy)
         super().__post_init__()
+        check_combinations(self)
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
 
+    def _set_length_of_run(self) -> None:
+        """Set the one of `max_steps` and `num_train_epochs` that does not count to -1."""
+        steps, epochs = cast(float | None, self.max_steps), self.num_train_epochs
+        if steps is None:
+            steps = PAPER_STEPS if epochs in (None, -1) else -1
+        epochs = -1 if epochs is None else epochs
+        if steps != -1 and steps not in COUNT:
+            raise UserError(f"max_steps is {steps}; it must be {COUNT}")
+        if epochs != -1 and epochs not in EPOCHS:
+            raise UserError(f"num_train_epochs is {epochs}; it must be {EPOCHS}")
+        if steps != -1 and epochs != -1:
+            raise UserError(f"max_steps is {steps} and num_train_epochs is {epochs:g}; give only one of them")
+        if steps == epochs == -1:
+            raise UserError(f"max_steps is -1; it must be {COUNT}, or give num_train_epochs")
+        self.max_steps, self.num_train_epochs = int(steps), epochs
 
-def set_paper_learning_rate(args: PaperTrainingArguments, d_model: int) -> None:
+
+def set_paper_learning_rate(args: PaperTrainingArguments, d_model: int, total_steps: int) -> None:
     """Set `learning_rate` to `noam_peak` unless it was given; warn if it was given without a warm-up.
+
+    Args:
+        args: The training arguments.
+        d_model: The model's width.
+        total_steps: Number of optimizer steps, for a warm-up that is a share of it.
 
     Raises:
         UserError: There is neither a learning rate nor a warm-up.
     """
-    warmup_steps = args.get_warmup_steps(args.max_steps)
+    warmup_steps = args.get_warmup_steps(total_steps)
     if args.learning_rate is None and warmup_steps < 1:
         raise UserError(
             "a post-norm Transformer diverges without warm-up, and the paper's learning rate follows from it; set "
@@ -118,7 +162,7 @@ def set_paper_learning_rate(args: PaperTrainingArguments, d_model: int) -> None:
 # Wu et al. 2021 trained it for 8,000 updates on Multi30k; its other values are ours.
 RECIPES: dict[str, dict[str, Any]] = {
     "tiny": {"max_steps": 8_000, "save_total_limit": 10, "per_device_train_tokens": 4_096, "warmup_steps": 2_000},
-    "base": {"max_steps": 100_000, "save_total_limit": 5},
+    "base": {"max_steps": PAPER_STEPS, "save_total_limit": 5},
     "big": {"max_steps": 300_000, "save_total_limit": 20},
 }
 
@@ -139,6 +183,9 @@ def paper_arguments(preset: str, output_dir: str, **overrides: Any) -> PaperTrai
     """
     d_model = VanillaTransformerConfig.preset(preset).d_model
     settings = RECIPES[preset] | {"load_best_model_at_end": False} | overrides
+    if "num_train_epochs" in overrides and "max_steps" not in overrides:
+        del settings["max_steps"]
     arguments = PaperTrainingArguments(output_dir=output_dir, **settings)
-    set_paper_learning_rate(arguments, d_model)
+    if arguments.max_steps > 0 or arguments.warmup_steps >= 1:  # otherwise the trainer knows the number of steps
+        set_paper_learning_rate(arguments, d_model, arguments.max_steps)
     return arguments

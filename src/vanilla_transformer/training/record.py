@@ -22,7 +22,17 @@ RECORD_NAME = "run.json"
 _RECIPE = (
     *("per_device_train_tokens", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
     *("adam_beta1", "adam_beta2", "adam_epsilon", "weight_decay", "max_grad_norm", "label_smoothing_factor"),
-    *("max_steps", "seed", "bf16", "fp16", "load_best_model_at_end", "metric_for_best_model"),
+    *(
+        "max_steps",
+        "num_train_epochs",
+        "optim",
+        "seed",
+        "data_seed",
+        "bf16",
+        "fp16",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+    ),
 )
 
 
@@ -31,7 +41,7 @@ class RunRecorder(TrainerCallback):
 
     Sections of the record: "command", the command line; the given ones, such as "model" and "data"; "recipe", the
     arguments that influence the model; "result", with steps, epochs, minutes, the last validation and the step of the
-    best one; "machine"; and "versions". It never contains a Hub token.
+    best one; "machine"; "versions"; and "finished", whether the run's model is saved. It never contains a Hub token.
     """
 
     def __init__(self, command: Sequence[str], **sections: dict[str, Any]) -> None:
@@ -55,6 +65,11 @@ class RunRecorder(TrainerCallback):
         """Write the final record."""
         self.on_save(args, state, control)
 
+    def finish(self, args: TrainingArguments, state: TrainerState) -> None:
+        """Write the final record of a run whose model is saved: the run is finished."""
+        if state.is_world_process_zero and args.output_dir is not None:
+            write_record(args.output_dir, self.record(args, state) | {"finished": True})
+
     def record(self, args: TrainingArguments, state: TrainerState) -> dict[str, Any]:
         """Return the content of `run.json` at this point of the run."""
         command = shlex.join(self.command)
@@ -63,7 +78,8 @@ class RunRecorder(TrainerCallback):
             "command": command.replace(args.hub_token, "...") if args.hub_token else command,
             **self.sections,
             "recipe": {name: getattr(args, name) for name in _RECIPE}
-            | {"warmup_steps": args.get_warmup_steps(state.max_steps)},
+            | {"warmup_steps": args.get_warmup_steps(state.max_steps), "max_steps": state.max_steps or args.max_steps},
+            "finished": False,
             "result": {
                 "steps": state.global_step,
                 "epochs": state.epoch,

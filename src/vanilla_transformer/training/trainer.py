@@ -1,55 +1,77 @@
 """Seq2SeqTrainer with batches by token budget and the paper's label smoothing."""
 
 import math
+import shutil
 import time
-from copy import deepcopy
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from torch.nn import functional as F
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
-from transformers import (
-    PreTrainedModel,
-    TrainerState,
-)
+from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data.batching import TokenBatchSampler, token_lengths
 from ..data.streaming import TokenStream
 from ..errors import UserError, first_line
 from ..modeling_vanilla_transformer import IGNORED_LABEL
 from .callbacks import LossOnProgressBar
-from .checkpoints import checkpoint_to_resume, complete_checkpoints
-from .fsdp import FSDPSeq2SeqTrainer
+from .checkpoints import (
+    STAGING_MODEL_NAME,
+    STAGING_NAME,
+    checkpoint_to_resume,
+    commit_checkpoint,
+    last_good_checkpoint,
+)
+from .evaluation import EvaluatingTrainer
 from .recipe import PaperTrainingArguments, set_paper_learning_rate
+from .resuming import (
+    SCHEDULE,
+    STATE_NAME,
+    apply_schedule,
+    check_schedule_change,
+    compare_settings,
+    describe_settings,
+    fingerprint_data,
+    hyperparameters,
+)
 
 
-class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
+class VanillaTransformerTrainer(EvaluatingTrainer):
     """Seq2SeqTrainer with batches by token budget and the paper's label smoothing.
 
     The stock trainer works with the model as well. This one differs as follows:
     - Training batches come from `TokenBatchSampler`, or from `train_dataset` if that is a `TokenStream`.
     - The model smooths the labels itself, in training only. The loss does not depend on how a batch is split for
       gradient accumulation, and `eval_loss` is the negative log-likelihood.
+    - Validation batches have a token budget too, see `EvaluatingTrainer`.
     - The log has source and target tokens per second, `minutes` since the run began (including validation, checkpoints
-      and the time before an interruption) and `eval_perplexity`. `eval_loss` is the mean over all labels, not the mean
-      of the batches' means.
+      and the time before an interruption) and `eval_perplexity`.
+    - A checkpoint appears under its name when it is complete. It holds the settings of the run; a resumed run obeys
+      changed settings or refuses them, and a finished run is not trained again.
     - A non-finite loss, or a checkpoint that can't be written, stops the run with a `UserError`.
     - `model.generation_config` and `config.use_cache` do not change, so that a saved model keeps both.
+
+    Attributes:
+        run_settings: Further settings that each checkpoint keeps, for the program that made the trainer.
     """
 
     args: PaperTrainingArguments
 
-    def __init__(self, model: PreTrainedModel, args: PaperTrainingArguments, **kwargs: Any) -> None:
+    def __init__(
+        self, model: PreTrainedModel | None = None, args: PaperTrainingArguments | None = None, **kwargs: Any
+    ) -> None:
         """Create the trainer.
 
         Args:
-            model: The model to train.
+            model: The model to train; or give `model_init`.
             args: The training arguments.
             **kwargs: Further arguments of `Seq2SeqTrainer`.
 
@@ -57,27 +79,50 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
             UserError: The tokenizer has more types than the model, there is neither a warm-up nor a learning rate, or
                 fp16 is set on a CPU.
         """
-        tokenizer = kwargs.get("processing_class")
-        if tokenizer is not None and len(tokenizer) > model.config.vocab_size:
-            raise UserError(
-                f"the tokenizer has {len(tokenizer)} types, but the model's vocab_size is {model.config.vocab_size}; "
-                "use the model's own tokenizer, or model.resize_token_embeddings"
-            )
+        args = PaperTrainingArguments() if args is None else args
         if args.fp16 and args.device.type == "cpu":
             raise UserError("fp16 is set, but on a CPU accelerate trains in float32 all the same; use bf16, or neither")
-        set_paper_learning_rate(args, model.config.d_model)
-        use_cache = model.config.use_cache
+        if model is not None:
+            self._use_cache = model.config.use_cache
         super().__init__(model=model, args=args, **kwargs)
-        model.config.use_cache = use_cache
+        own_model = cast(PreTrainedModel, self.model)
+        own_model.config.use_cache = self._use_cache
+        tokenizer: Any = self.processing_class
+        if tokenizer is not None and len(tokenizer) > own_model.config.vocab_size:
+            raise UserError(
+                f"the tokenizer has {len(tokenizer)} types, but the model's vocab_size is "
+                f"{own_model.config.vocab_size}; use the model's own tokenizer, or model.resize_token_embeddings"
+            )
+        self._has_paper_rate = args.learning_rate is None
+        set_paper_learning_rate(args, own_model.config.d_model, self.total_steps() if args.warmup_steps < 1 else -1)
         self.label_smoother = None
         if not args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(LossOnProgressBar)
+        self.run_settings: dict[str, Any] = {}
+        self._fingerprints: dict[str, str | None] = {}  # of the data, once they are needed
+        self._changed: set[str] = set()  # settings that differ from those of the checkpoint
+        self._stream_start = (0, 0)  # step at which this part of the run began, and batches taken from the stream then
+        self._staging: Path | None = None  # where a checkpoint is being written
         # Source and target tokens of this process since the last log line, and the time of that line.
         self._tokens = torch.zeros(2, dtype=torch.long, device=args.device)
         self._clock = self._last_line = time.perf_counter()
-        # Sum of the negative log-likelihood and number of labels in the current evaluation, over all processes.
-        self._likelihood = torch.zeros(2, dtype=torch.float64)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Create a model by `model_init`."""
+        model = super().call_model_init(trial)
+        self._use_cache = cast(PreTrainedModel, model).config.use_cache
+        return model
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Set the arguments of a trial, and the paper's learning rate for them unless the trial has one."""
+        rate = self.args.learning_rate
+        super()._hp_search_setup(trial)
+        if trial is not None and self._has_paper_rate and self.args.learning_rate == rate:
+            self.args.learning_rate = None  # until the next line
+            set_paper_learning_rate(self.args, cast(PreTrainedModel, self.model).config.d_model, self.total_steps())
+
+    # Batches
 
     def token_batches(self) -> TokenBatchSampler:
         """Return the sampler of the batches of all processes. It depends on `data_seed` (or `seed`) and the epoch.
@@ -87,13 +132,31 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         """
         if self.train_dataset is None:
             raise UserError("training needs a train_dataset; this trainer was made without one")
+        data = cast(Any, self.train_dataset)
         return TokenBatchSampler(
-            token_lengths(self.train_dataset, "input_ids"),
-            token_lengths(self.train_dataset, "labels"),
+            token_lengths(data, "input_ids"),
+            token_lengths(data, "labels"),
             max_tokens=self.args.per_device_train_tokens,
             seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
             num_processes=self.accelerator.num_processes,
         )
+
+    def total_steps(self) -> int:
+        """Return the number of optimizer steps of the whole run.
+
+        Raises:
+            UserError: The run is to last a number of epochs, but its data is a stream.
+        """
+        if self.args.max_steps > 0 or self.train_dataset is None:
+            return self.args.max_steps
+        if isinstance(self.train_dataset, TokenStream):
+            raise UserError("num_train_epochs needs data of a known length, which a stream has not; give max_steps")
+        batches = len(self.token_batches()) // self.accelerator.num_processes
+        return math.ceil(cast(float, self.args.num_train_epochs) * math.ceil(batches / self._accumulation))
+
+    @property
+    def _accumulation(self) -> int:
+        return self.args.gradient_accumulation_steps
 
     def get_train_dataloader(self) -> DataLoader:
         """Return this process's batches, a share of `token_batches` or of the stream."""
@@ -104,12 +167,15 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
                 self.train_dataset, batch_size=None, collate_fn=self.data_collator, generator=torch.Generator()
             )
         loader = DataLoader(
-            self._remove_unused_columns(self.train_dataset, description="training"),
+            self._remove_unused_columns(cast(Any, self.train_dataset), description="training"),
             batch_sampler=self.token_batches(),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            multiprocessing_context=getattr(self.args, "dataloader_multiprocessing_context", None),
+            in_order=getattr(self.args, "dataloader_in_order", True),
         )
         # accelerate makes batches even by repeating sentences up to one batch size, which our batches do not have. The
         # number of our batches is a multiple of the number of processes already.
@@ -120,10 +186,14 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         finally:
             dataloader_config.even_batches = even_batches
 
+    # Training
+
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None
     ) -> TrainOutput:
         """Run the stock training; on resuming, continue a stream of data at the checkpoint's position.
+
+        A run that is finished is not trained again; the model becomes the one that it ended with.
 
         Args:
             resume_from_checkpoint: A checkpoint's folder; True for the last complete checkpoint in `output_dir`; None
@@ -132,24 +202,132 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
             ignore_keys_for_eval: As in the stock trainer.
 
         Raises:
-            UserError: There is no such checkpoint, or it was trained on a stream and this run is not, or vice versa.
+            UserError: There is no such checkpoint, it is damaged, or its settings contradict those of this run.
         """
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = checkpoint_to_resume(str(self.args.output_dir), "last")
-        stream = self.train_dataset if isinstance(self.train_dataset, TokenStream) else None
+            processes = self.accelerator.num_processes
+            resume_from_checkpoint = checkpoint_to_resume(str(self.args.output_dir), "last", processes)
+        self.total_steps()  # refuse epochs of a stream before anything else
+        self._changed, self._stream_start = set(), (0, 0)
         if resume_from_checkpoint:
-            state = TrainerState.load_from_json(str(Path(resume_from_checkpoint, TRAINER_STATE_NAME)))
-            position = _saved_states(state).get(TokenStream.__name__)
-            if (position is not None) != (stream is not None):
-                raise UserError(
-                    f"{resume_from_checkpoint} was trained {'without' if position is None else 'with'} --streaming; "
-                    "continue it in the same way"
-                )
-            if stream is not None and position is not None:
-                stream.resume(position)
-                self.args.ignore_data_skip = True  # the stream skips by itself, without making the batches
+            state = self._check_checkpoint(resume_from_checkpoint)
+            if state.global_step >= self.total_steps():
+                return self._finish(resume_from_checkpoint, state)
         self._clock = self._last_line = time.perf_counter()
         return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+
+    def _check_checkpoint(self, checkpoint: str) -> TrainerState:
+        """Compare a checkpoint's settings with those of this run, and move the stream to its position.
+
+        Raises:
+            UserError: The settings contradict those of this run.
+        """
+        state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        saved = _saved_states(state)
+        stream = self.train_dataset if isinstance(self.train_dataset, TokenStream) else None
+        position = saved.get(TokenStream.__name__)
+        if (position is not None) != (stream is not None):
+            raise UserError(
+                f"{checkpoint} was trained {'without' if position is None else 'with'} streaming; continue it in the "
+                "same way"
+            )
+        if STATE_NAME in saved:
+            before, now = saved[STATE_NAME]["arguments"], self._settings()
+            self._changed = compare_settings(before, now, Path(checkpoint).name, stream is not None)
+        if stream is not None and position is not None:
+            stream.resume(position)
+            self._stream_start = (state.global_step, position["taken"])
+            self.args.ignore_data_skip = True  # the stream skips by itself, without making the batches
+        return state
+
+    def _settings(self) -> dict[str, Any]:
+        """Return the settings of this run that a checkpoint keeps."""
+        if not self._fingerprints:
+            data = {"train_data": self.train_dataset, "eval_data": self.eval_dataset}
+            self._fingerprints = {name: fingerprint_data(value) for name, value in data.items()}
+        return describe_settings(self.args, self.accelerator.num_processes) | self._fingerprints
+
+    def _finish(self, checkpoint: str, state: TrainerState) -> TrainOutput:
+        """Load what a run ended with that was interrupted after its last step."""
+        self.state = state
+        self._find_best_checkpoint()
+        best = self.state.best_model_checkpoint if self.args.load_best_model_at_end else None
+        self._load_from_checkpoint(best or checkpoint)
+        return TrainOutput(state.global_step, 0.0, {})
+
+    def is_finished(self, checkpoint: str) -> bool:
+        """Return whether a checkpoint is of the last step of this run."""
+        state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
+        return state.global_step >= self.total_steps()
+
+    def _init_training_state(self, max_steps: int, *args: Any) -> Any:
+        """Load the stock state; intervals and the metric are those of this run, not of the checkpoint."""
+        started = super()._init_training_state(max_steps, *args)
+        self.state.compute_steps(self.args, max_steps)
+        if self._changed & {"eval_data", "metric_for_best_model", "greater_is_better"}:
+            self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+        self._find_best_checkpoint()
+        return started
+
+    def _find_best_checkpoint(self) -> None:
+        """Find the best checkpoint where the run's folder is now; the state has the path of before."""
+        if self.state.best_global_step:
+            best = Path(str(self.args.output_dir), f"checkpoint-{self.state.best_global_step}")
+            if best.is_dir():
+                self.state.best_model_checkpoint = str(best)
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the optimizer.
+
+        Raises:
+            UserError: There is no such optimizer, or it can't have these arguments.
+        """
+        try:
+            return super().create_optimizer(*args, **kwargs)
+        except (ValueError, ImportError, TypeError, KeyError) as error:
+            raise UserError(
+                f"can't create the optimizer {self.args.optim}: {first_line(error)}; check optim_args"
+            ) from error
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        """Create the learning rate schedule.
+
+        Raises:
+            UserError: It can't have these arguments.
+        """
+        try:
+            return super().create_scheduler(*args, **kwargs)
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(
+                f"can't create the schedule {self.args.lr_scheduler_type}: {first_line(error)}; check "
+                "lr_scheduler_kwargs"
+            ) from error
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load optimizer and schedule; replace their hyperparameters if those of the run have changed.
+
+        Raises:
+            UserError: They can't be read, do not fit the model, or can't be changed.
+        """
+        if checkpoint is None:
+            return
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        fresh = hyperparameters(optimizer)
+        check_schedule_change(self._changed, self.lr_scheduler)
+        with _Unreadable(checkpoint, "optimizer.pt or scheduler.pt"):
+            super()._load_optimizer_and_scheduler(checkpoint)
+        _check_optimizer_state(optimizer, checkpoint)
+        if self._changed & set(SCHEDULE):
+            apply_schedule(optimizer, cast(Any, self.lr_scheduler), fresh)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        """Restore the random number generators.
+
+        Raises:
+            UserError: Their state can't be read.
+        """
+        with _Unreadable(str(checkpoint), "rng_state.pth"):
+            super()._load_rng_state(checkpoint)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
         """Run the stock step, count tokens, and stop if the loss is not finite.
@@ -171,8 +349,8 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
 
     def _last_good_checkpoint(self) -> str:
         """Return a clause for an error message that names the checkpoint to continue from."""
-        checkpoints = complete_checkpoints(str(self.args.output_dir))
-        return f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "no checkpoint was saved before"
+        checkpoint = last_good_checkpoint(str(self.args.output_dir))
+        return "no checkpoint was saved before" if checkpoint is None else f"the last good checkpoint is {checkpoint}"
 
     def compute_loss(
         self,
@@ -185,23 +363,9 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         if model.training:
             inputs = inputs | {"smoothing": self.args.label_smoothing_factor}
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs["labels"]
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        losses = F.cross_entropy(outputs["logits"].transpose(1, 2).float(), labels, reduction="none")
-        sums = torch.stack([losses.sum(1), (labels != IGNORED_LABEL).sum(1).to(losses.dtype)], dim=1)
-        self._likelihood += self.accelerator.gather_for_metrics(sums).double().sum(0).cpu()  # [sentences, 2] to [2]
+        self.add_likelihood(outputs["logits"], inputs["labels"])
         return (loss, outputs) if return_outputs else loss
-
-    def evaluation_loop(self, *args: Any, **kwargs: Any) -> EvalLoopOutput:
-        """Run the stock evaluation; report the loss per label and its perplexity."""
-        self._likelihood.zero_()
-        output = super().evaluation_loop(*args, **kwargs)
-        if output.metrics is not None and self._likelihood[1]:
-            prefix = kwargs.get("metric_key_prefix", "eval")  # the stock trainer gives it by name
-            loss = (self._likelihood[0] / self._likelihood[1]).item()
-            output.metrics[f"{prefix}_loss"] = loss
-            output.metrics[f"{prefix}_perplexity"] = math.exp(min(loss, 700))  # exp(710) overflows
-        return output
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Run the stock evaluation, without counting its time in tokens per second."""
@@ -211,43 +375,117 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
         finally:
             self._clock += time.perf_counter() - start
 
-    def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:
-        """Save the stock checkpoint with the stream's position, without counting its time in tokens per second.
+    # Saving
+
+    def _get_output_dir(self, trial: Any) -> str:
+        """Return the folder that checkpoints are written to: the run's folder, or a temporary one in it."""
+        return super()._get_output_dir(trial) if self._staging is None else str(self._staging)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Write the stock checkpoint to a temporary folder, and rename it when it is complete.
+
+        Its time does not count in tokens per second.
+
+        Raises:
+            UserError: The weights are not finite, the disk is full or the folder can't be written to.
+        """
+        start = time.perf_counter()
+        self._check_weights()
+        run_dir = Path(super()._get_output_dir(trial))
+        states = _saved_states(self.state)
+        states[STATE_NAME] = {"arguments": self._settings()} | self.run_settings
+        if isinstance(self.train_dataset, TokenStream):
+            first_step, taken = self._stream_start
+            taken += (self.state.global_step - first_step) * self._accumulation * self.accelerator.num_processes
+            states[TokenStream.__name__] = self.train_dataset.position(taken)
+        self._staging = run_dir / STAGING_NAME
+        try:
+            if self.args.should_save:
+                shutil.rmtree(self._staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self._commit(run_dir)
+            self.accelerator.wait_for_everyone()
+        except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save, of the optimizer
+            shutil.rmtree(run_dir / STAGING_NAME, ignore_errors=True)
+            raise UserError(
+                f"can't write the checkpoint of step {self.state.global_step} into {run_dir}: {first_line(error)}; "
+                f"{self._last_good_checkpoint()}; free some space and continue with resume_from_checkpoint"
+            ) from error
+        finally:
+            self._staging = None
+            self._clock += time.perf_counter() - start
+
+    def _commit(self, run_dir: Path) -> None:
+        """Rename a complete checkpoint, and delete those that are too many."""
+        checkpoint = run_dir / f"checkpoint-{self.state.global_step}"
+        if self.state.best_global_step == self.state.global_step:
+            self.state.best_model_checkpoint = str(checkpoint)  # the stock trainer has put the temporary path there
+        self.state.save_to_json(str(run_dir / STAGING_NAME / checkpoint.name / TRAINER_STATE_NAME))
+        commit_checkpoint(run_dir / STAGING_NAME, checkpoint)
+        rotate_checkpoints(
+            output_dir=str(run_dir),
+            save_total_limit=self.args.save_total_limit,
+            best_model_checkpoint=self.state.best_model_checkpoint,
+            use_mtime=True,
+        )
+
+    def _check_weights(self) -> None:
+        """Refuse to save weights that are not finite.
+
+        Raises:
+            UserError: A weight is infinite or NaN.
+        """
+        parts = (
+            weight.to_local() if isinstance(weight, DTensor) else weight
+            for weight in cast(nn.Module, self.model).parameters()
+        )
+        finite = torch.stack([part.isfinite().all() for part in parts]).all()
+        if not self.accelerator.gather(finite[None].int()).all():
+            raise UserError(
+                f"the weights are not finite after step {self.state.global_step}, so that no checkpoint is saved; "
+                f"{self._last_good_checkpoint()}; try a lower learning_rate or more warmup_steps"
+            )
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the model as the stock trainer does; the weights appear when they are complete.
 
         Raises:
             UserError: The disk is full or the folder can't be written to.
         """
-        start = time.perf_counter()
-        if isinstance(self.train_dataset, TokenStream):
-            batches_per_step = self.args.gradient_accumulation_steps * self.accelerator.num_processes
-            taken = self.state.global_step * batches_per_step
-            _saved_states(self.state)[TokenStream.__name__] = self.train_dataset.position(taken)
+        if _internal_call:  # of a checkpoint, which is renamed as a whole
+            super().save_model(output_dir, _internal_call=True)
+            return
+        folder = Path(str(self.args.output_dir) if output_dir is None else output_dir)
+        staging = folder / STAGING_MODEL_NAME
         try:
-            super()._save_checkpoint(*args, **kwargs)
-        except (OSError, SafetensorError, RuntimeError) as error:  # RuntimeError: torch.save, of the optimizer
+            if self.args.should_save:
+                shutil.rmtree(staging, ignore_errors=True)
+            self.accelerator.wait_for_everyone()
+            super().save_model(str(staging), _internal_call=True)
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                for file in sorted(staging.iterdir(), key=lambda file: file.name == SAFE_WEIGHTS_NAME):
+                    file.replace(folder / file.name)
+                staging.rmdir()
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(staging, ignore_errors=True)
             raise UserError(
-                f"can't write the checkpoint of step {self.state.global_step} into {self.args.output_dir}: "
-                f"{first_line(error)}; {self._last_good_checkpoint()}; free some space and continue with "
-                "--resume_from_checkpoint"
+                f"can't write the model into {folder}: {first_line(error)}; {self._last_good_checkpoint()}; free some "
+                "space and continue with resume_from_checkpoint"
             ) from error
-        finally:
-            self._clock += time.perf_counter() - start
+        if self.args.push_to_hub:
+            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
-    def prediction_step(
-        self,
-        model: nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
-        ignore_keys: list[str] | None = None,
-        **gen_kwargs: Any,
-    ) -> Any:  # the library declares two types that contradict each other
-        """Run the stock step and undo its changes to the generation config, such as `max_length=20`."""
-        own_model = cast(PreTrainedModel, self.model)
-        generation_config = deepcopy(own_model.generation_config)
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
+        """Save model, tokenizer and arguments, without the Hub token."""
+        token, self.args.hub_token = self.args.hub_token, None
         try:
-            return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys, **gen_kwargs)
+            super()._save(output_dir, state_dict)
         finally:
-            own_model.generation_config = generation_config
+            self.args.hub_token = token
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Write the stock log line, with tokens per second (without padding) and, in training, minutes.
@@ -278,3 +516,36 @@ class VanillaTransformerTrainer(FSDPSeq2SeqTrainer):
 def _saved_states(state: TrainerState) -> dict[str, Any]:
     """Return the part of the state that checkpoints keep for callbacks; declared as a list, it is a dict once made."""
     return cast(dict[str, Any], state.stateful_callbacks)
+
+
+class _Unreadable:
+    """Turn errors of reading a checkpoint's files into a `UserError`."""
+
+    def __init__(self, checkpoint: str, files: str) -> None:
+        self.checkpoint, self.files = checkpoint, files
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError | ValueError | RuntimeError | KeyError | TypeError | EOFError | UnpicklingError):
+            raise UserError(
+                f"can't continue from {self.checkpoint}: its {self.files} can't be read ({first_line(error)}); "
+                "continue from the checkpoint before it with resume_from_checkpoint"
+            ) from error
+
+
+def _check_optimizer_state(optimizer: torch.optim.Optimizer, checkpoint: str) -> None:
+    """Refuse an optimizer state of another model; the optimizer's kernels do not check it.
+
+    Raises:
+        UserError: A moment has another shape than its parameter.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if name.startswith("exp_avg") and torch.is_tensor(value) and value.shape != parameter.shape:
+                    raise UserError(
+                        f"can't continue from {checkpoint}: its optimizer.pt does not fit the model; continue from the "
+                        "checkpoint before it with resume_from_checkpoint"
+                    )

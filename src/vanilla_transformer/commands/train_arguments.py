@@ -1,0 +1,326 @@
+"""Options of the train command: model, data, and how the help sorts them."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from datasets import Dataset, IterableDataset
+from sacrebleu.metrics import BLEU
+
+from ..data.limits import take_pairs
+from ..data.numbers import number_pairs
+from ..data.reading import load_pairs
+from ..errors import UserError, first_line
+from ..training.options import COUNT, Range, check_metric, report_ineffective
+from ..training.recipe import PaperTrainingArguments
+from .arguments import names
+
+NUMBERS = {"train": 40_000, "validation": 500}  # pairs of the embedded corpus
+
+DATA_RANGES = {
+    "max_source_length": Range(2, whole=True),  # a token and </s>
+    "max_target_length": Range(2, whole=True),
+    "max_length_ratio": Range(1),
+    "preprocessing_num_workers": COUNT,
+    "shuffle_buffer_size": COUNT,
+    "max_train_samples": COUNT,
+    "max_eval_samples": COUNT,
+}
+
+
+def check_ranges(options: Any, ranges: dict[str, Range]) -> None:
+    """Check the value ranges of options.
+
+    Raises:
+        UserError: With the option, its value and what is allowed.
+    """
+    for name, allowed in ranges.items():
+        value = getattr(options, name)
+        if value is not None and value not in allowed:
+            raise UserError(f"{name} is {value}; it must be {allowed}")
+
+
+@dataclass
+class ModelArguments:
+    """The model: a new one of a preset's size, or one to fine-tune."""
+
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a model to fine-tune; by default, a new model."}
+    )
+    preset: Literal["tiny", "base", "big"] = field(default="base", metadata={"help": "Size of a new model."})
+    config_overrides: str | None = field(
+        default=None, metadata={"help": "Changes to the config, such as encoder_layers=3,dropout=0.2."}
+    )
+    tokenizer_name: str | None = field(
+        default=None, metadata={"help": "Folder or Hub id of a tokenizer; by default, one trained on the data."}
+    )
+    vocab_size: int = field(default=37_000, metadata={"help": "Number of types of a new tokenizer."})
+
+    def __post_init__(self) -> None:
+        """Check the value ranges.
+
+        Raises:
+            UserError: With the option, its value and what is allowed.
+        """
+        check_ranges(self, {"vocab_size": COUNT})
+
+    @property
+    def is_on_the_hub(self) -> bool:
+        """Return whether the model to fine-tune comes from the Hub."""
+        return self.model_name_or_path is not None and not Path(self.model_name_or_path).is_dir()
+
+    def describe(self) -> dict[str, Any]:
+        """Return the options for the record of the run; None for those that are not in force."""
+        record = asdict(self) | {"from_hub": self.is_on_the_hub}
+        if self.model_name_or_path is not None:
+            record |= {"preset": None, "vocab_size": None}
+        elif self.tokenizer_name is not None:
+            record["vocab_size"] = None
+        return record
+
+
+@dataclass
+class DataArguments:
+    """The sentence pairs to train and validate on."""
+
+    train_file: str | None = field(
+        default=None,
+        metadata={
+            "help": "Prefix of two files (data/train: data/train.en and .de), or a .tsv, .csv, .jsonl, .parquet file."
+        },
+    )
+    validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
+    dataset_name: str | None = field(default=None, metadata={"help": "Hub id of a data set, instead of files."})
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    source_lang: str = field(default="en", metadata={"help": "Language to translate from."})
+    target_lang: str = field(default="fr", metadata={"help": "Language to translate into."})
+    bleu_tokenize: str | None = field(
+        default=None,
+        metadata={
+            "choices": list(BLEU.TOKENIZERS),
+            "help": "BLEU's tokenizer for validation; by default the usual one for target_lang.",
+        },
+    )
+    max_source_length: int = field(default=256, metadata={"help": "Drop pairs with a longer source, in tokens."})
+    max_target_length: int = field(default=256, metadata={"help": "Drop pairs with a longer target, in tokens."})
+    max_length_ratio: float = field(
+        default=3.0, metadata={"help": "Drop pairs if one side has more than this many times the tokens of the other."}
+    )
+    preprocessing_num_workers: int | None = field(
+        default=None, metadata={"help": "Number of processes for tokenization."}
+    )
+    streaming: bool = field(
+        default=False, metadata={"help": "Read training data as it is needed, for data larger than memory or cache."}
+    )
+    shuffle_buffer_size: int = field(
+        default=100_000, metadata={"help": "Pairs in the shuffle buffer with --streaming."}
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first pairs only."})
+    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on the first pairs only."})
+
+    def __post_init__(self) -> None:
+        """Check the value ranges, and options that contradict each other.
+
+        Raises:
+            UserError: With the option, its value and what is allowed.
+        """
+        check_ranges(self, DATA_RANGES)
+        if self.dataset_name is not None and (self.train_file or self.validation_file):
+            raise UserError("--dataset_name excludes --train_file and --validation_file; give one or the other")
+        if bool(self.train_file) != bool(self.validation_file):
+            raise UserError("--train_file and --validation_file go together; give both, or neither")
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        """Return the length limits, for `encode_pairs` and `TokenStream`."""
+        names = ("max_source_length", "max_target_length", "max_length_ratio")
+        return {name: getattr(self, name) for name in names}
+
+    def load(self, split: str, file: str | None, limit: int | None) -> Dataset | IterableDataset:
+        """Load a split from its file or from the Hub, or generate numbers if neither is given."""
+        streaming = self.streaming and split == "train"
+        if self.dataset_name is not None:
+            pairs = load_pairs(
+                self.dataset_name,
+                self.source_lang,
+                self.target_lang,
+                split=split,
+                config_name=self.dataset_config_name,
+                streaming=streaming,
+            )
+        elif file is not None:
+            pairs = load_pairs(file, self.source_lang, self.target_lang, streaming=streaming)
+        else:
+            size = NUMBERS[split] if limit is None else limit
+            pairs = number_pairs(self.source_lang, self.target_lang, split, size)
+            return pairs.to_iterable_dataset() if streaming else pairs
+        return take_pairs(pairs, limit)
+
+    def load_both(self) -> tuple[Dataset | IterableDataset, Dataset]:
+        """Load the training and validation pairs.
+
+        Raises:
+            UserError: The data can't be read.
+        """
+        return (
+            self.load("train", self.train_file, self.max_train_samples),
+            self.load("validation", self.validation_file, self.max_eval_samples),
+        )
+
+
+# How --help sorts the options.
+MOST_USED = (
+    "train_file",
+    "validation_file",
+    "source_lang",
+    "target_lang",
+    "output_dir",
+    "preset",
+    "vocab_size",
+    "per_device_train_tokens",
+    "max_steps",
+    "resume_from_checkpoint",
+)
+GROUPS = {
+    "model": names(ModelArguments),
+    "data": names(DataArguments),
+    "recipe": (
+        "num_train_epochs",
+        "learning_rate",
+        "lr_scheduler_type",
+        "lr_scheduler_kwargs",
+        "warmup_steps",
+        "label_smoothing_factor",
+        "adam_beta1",
+        "adam_beta2",
+        "adam_epsilon",
+        "weight_decay",
+        "max_grad_norm",
+        "gradient_accumulation_steps",
+        "optim",
+        "optim_args",
+        "seed",
+        "data_seed",
+    ),
+    "checkpoints and validation": (
+        "eval_strategy",
+        "eval_steps",
+        "eval_on_start",
+        "per_device_eval_batch_size",
+        "per_device_eval_tokens",
+        "predict_with_generate",
+        "generation_num_beams",
+        "generation_max_length",
+        "save_strategy",
+        "save_steps",
+        "save_total_limit",
+        "save_only_model",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "greater_is_better",
+    ),
+    "speed and memory": (
+        "bf16",
+        "fp16",
+        "tf32",
+        "gradient_checkpointing",
+        "torch_compile",
+        "use_cpu",
+        "dataloader_num_workers",
+        "fsdp",
+        "fsdp_config",
+        "deepspeed",
+        "ddp_backend",
+    ),
+    "log": (
+        "logging_strategy",
+        "logging_steps",
+        "logging_first_step",
+        "logging_nan_inf_filter",
+        "report_to",
+        "run_name",
+        "disable_tqdm",
+    ),
+    "the Hub": (
+        "push_to_hub",
+        "hub_model_id",
+        "hub_strategy",
+        "hub_token",
+        "hub_private_repo",
+        "hub_always_push",
+        "hub_revision",
+    ),
+}
+
+# Options that are no setting of the run: a resumed run takes them from its own command line only.
+NOT_KEPT = {"output_dir", "resume_from_checkpoint", "hub_token", "local_rank"}
+# Of each group, a resumed run takes what its own command line has, and nothing of the group from the run before.
+ALTERNATIVES = (
+    {"max_steps", "num_train_epochs"},
+    {"train_file", "validation_file", "dataset_name", "dataset_config_name"},
+)
+
+
+def merge_options(before: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a resumed run: those of the run before unless they are given anew.
+
+    Args:
+        before: The options that the run before was given.
+        given: The options that stand on the command line.
+    """
+    replaced = set(given)
+    for group in ALTERNATIVES:
+        if group & set(given):
+            replaced |= group
+    return {name: value for name, value in before.items() if name not in replaced} | given
+
+
+def make_options(values: dict[str, Any]) -> tuple[ModelArguments, DataArguments, PaperTrainingArguments]:
+    """Make the dataclasses of the options from the values that were given.
+
+    Raises:
+        UserError: A value is not allowed, or two contradict each other.
+    """
+    parts: list[Any] = []
+    for kind in (ModelArguments, DataArguments, PaperTrainingArguments):
+        known = set(names(kind))
+        try:
+            parts.append(kind(**{name: value for name, value in values.items() if name in known}))
+        except UserError:
+            raise
+        except (ValueError, TypeError, ImportError, OSError, KeyError) as error:  # of the library's own checks
+            raise UserError(first_line(error)) from error
+    return parts[0], parts[1], parts[2]
+
+
+def report_options(
+    model: ModelArguments, data: DataArguments, training: PaperTrainingArguments, given: set[str]
+) -> list[str]:
+    """Return a line for each option that was given and has no effect.
+
+    Raises:
+        UserError: An option can't be obeyed by this command.
+    """
+    if training.push_to_hub:
+        raise UserError("push_to_hub is True; it must be False: train first, then use vanilla-transformer push")
+    check_metric(training)
+    if data.streaming and training.max_steps < 0:
+        raise UserError("num_train_epochs needs data of a known length, which a stream has not; give max_steps")
+    reasons: dict[str, str] = {}
+    if data.streaming:
+        reasons |= dict.fromkeys(
+            (
+                *("dataloader_num_workers", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
+                *("dataloader_multiprocessing_context", "dataloader_in_order"),
+            ),
+            "a stream is read by the training process",
+        )
+    else:
+        reasons["shuffle_buffer_size"] = "the data is not a stream"
+    if data.dataset_name is None:
+        reasons["dataset_config_name"] = "dataset_name is not given"
+    if model.tokenizer_name is not None:
+        reasons["vocab_size"] = "the tokenizer is tokenizer_name"
+    if training.eval_strategy == "no" or not training.predict_with_generate or training.prediction_loss_only:
+        reasons["bleu_tokenize"] = "validation does not translate"
+    return report_ineffective(training, given, reasons)

@@ -1,0 +1,294 @@
+"""What happens to each training argument: its range, and whether it is obeyed, refused or without effect."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
+from transformers.training_args import OptimizerNames, TrainingArguments
+
+from ..errors import UserError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The values that a number may have.
+
+    Attributes:
+        low: Lower bound.
+        high: Upper bound.
+        above: Whether the value must be above `low`, not equal to it.
+        below: Whether the value must be below `high`, not equal to it.
+        whole: Whether the value must be a whole number.
+        whole_from_1: Whether a value of at least 1 must be a whole number.
+    """
+
+    low: float
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    whole: bool = False
+    whole_from_1: bool = False
+
+    def __str__(self) -> str:
+        """Describe the range, as in "a whole number of at least 1"."""
+        number = "a whole number" if self.whole else "a number"
+        words = f"{number} {'above' if self.above else 'of at least'} {self.low:g}"
+        if self.high < math.inf:
+            words += f" and {'below' if self.below else 'at most'} {self.high:.10g}"
+        return words + (", and whole from 1 on" if self.whole_from_1 else "")
+
+    def __contains__(self, value: object) -> bool:
+        """Return whether a value is in the range; NaN, infinity and what is not a number never are."""
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return False
+        if value < self.low or value > self.high:
+            return False
+        if (self.above and value == self.low) or (self.below and value == self.high):
+            return False
+        return value == int(value) or not (self.whole or (self.whole_from_1 and value >= 1))
+
+
+EPOCHS = Range(0, above=True)
+COUNT, COUNT_OR_NONE = Range(1, whole=True), Range(0, whole=True)
+FRACTION = Range(0, 1, below=True)
+INTERVAL = Range(0, above=True, whole_from_1=True)  # in steps, or below 1 as a share of all steps
+SEED = Range(0, 2**32 - 1, whole=True)  # of numpy
+
+RANGES: dict[str, Range] = {
+    "per_device_train_tokens": COUNT,
+    "per_device_eval_tokens": COUNT,
+    "per_device_train_batch_size": COUNT,
+    "per_device_eval_batch_size": COUNT,
+    "gradient_accumulation_steps": COUNT,
+    "learning_rate": Range(0, above=True),
+    "warmup_steps": Range(0, whole_from_1=True),
+    "weight_decay": Range(0),
+    "adam_beta1": FRACTION,
+    "adam_beta2": FRACTION,
+    "adam_epsilon": Range(0),
+    "max_grad_norm": Range(0),
+    "label_smoothing_factor": FRACTION,
+    "neftune_noise_alpha": Range(0),
+    "torch_empty_cache_steps": COUNT,
+    "logging_steps": INTERVAL,
+    "eval_steps": INTERVAL,
+    "eval_delay": Range(0),
+    "eval_accumulation_steps": COUNT,
+    "save_steps": INTERVAL,
+    "save_total_limit": COUNT,
+    "seed": SEED,
+    "data_seed": SEED,
+    "dataloader_num_workers": COUNT_OR_NONE,
+    "dataloader_prefetch_factor": COUNT,
+    "ddp_bucket_cap_mb": COUNT,
+    "ddp_timeout": COUNT,
+    "generation_max_length": Range(2, whole=True),  # the start token counts
+    "generation_num_beams": COUNT,
+}
+
+CHOICES: dict[str, type[Enum]] = {
+    "eval_strategy": IntervalStrategy,
+    "logging_strategy": IntervalStrategy,
+    "save_strategy": SaveStrategy,
+    "hub_strategy": HubStrategy,
+    "lr_scheduler_type": SchedulerType,
+    "optim": OptimizerNames,
+}
+
+# Arguments that this trainer can't obey: the values that it takes, and why.
+ONE_METRIC = "metrics are computed over the whole validation set at once"
+SIMILAR_LENGTHS = "a batch always holds pairs of similar length, and batches come in random order"
+REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
+    "auto_find_batch_size": ((False,), "batches have a token budget; lower per_device_train_tokens to save memory"),
+    "train_sampling_strategy": (("random",), SIMILAR_LENGTHS),
+    "sortish_sampler": ((False,), SIMILAR_LENGTHS),
+    "dataloader_drop_last": ((False,), "every sentence pair is used once in an epoch"),
+    "label_names": ((None, ["labels"]), "the model's labels are called labels"),
+    "use_liger_kernel": ((False,), "Liger has no kernels for this model"),
+    "eval_do_concat_batches": ((True,), ONE_METRIC),
+    "batch_eval_metrics": ((False,), ONE_METRIC),
+}
+
+# Arguments without effect, and why.
+NO_PUSH = "training does not push to the Hub"
+NO_EFFECT: dict[str, str] = {
+    "per_device_train_batch_size": "the size of a batch is per_device_train_tokens",
+    "length_column_name": SIMILAR_LENGTHS,
+    "remove_unused_columns": "the collator reads the columns that it needs",
+    "use_cache": "the model's own use_cache stays",
+    "liger_kernel_config": "Liger has no kernels for this model",
+    "do_train": "this command trains",
+    "do_eval": "eval_strategy decides when to validate",
+    "do_predict": "another command evaluates on test sets",
+    "local_rank": "the launcher gives each process its rank",
+    "eval_use_gather_object": "validation gathers tensors",
+    "include_for_metrics": "the metrics compare translations with references",
+    "fp16_full_eval": "validation during training has the precision of training",
+    "bf16_full_eval": "validation during training has the precision of training",
+    "restore_callback_states_from_checkpoint": "no callback has a state",
+    "hub_token": NO_PUSH,
+    "hub_model_id": NO_PUSH,
+    "hub_strategy": NO_PUSH,
+    "hub_private_repo": NO_PUSH,
+    "hub_always_push": NO_PUSH,
+    "hub_revision": NO_PUSH,
+}
+
+# Arguments that have an effect only together with others: the condition, and why there is none without it.
+Condition = Callable[[Any], bool]
+CONDITIONAL: dict[tuple[str, ...], tuple[Condition, str]] = {
+    ("adam_beta1", "adam_beta2", "adam_epsilon"): (lambda a: "adam" in a.optim, "optim is not Adam"),
+    ("optim_target_modules",): (
+        lambda a: any(name in a.optim for name in ("galore", "apollo")),
+        "optim is neither GaLore nor APOLLO",
+    ),
+    ("warmup_steps",): (lambda a: a.lr_scheduler_type != "constant", "lr_scheduler_type constant has no warm-up"),
+    ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"): (
+        lambda a: bool(a.report_to),
+        "report_to names no tracker",
+    ),
+    ("logging_steps",): (lambda a: a.logging_strategy == "steps", "logging_strategy is not steps"),
+    ("eval_steps",): (lambda a: a.eval_strategy == "steps", "eval_strategy is not steps"),
+    ("save_steps",): (lambda a: a.save_strategy == "steps", "save_strategy is not steps"),
+    ("save_total_limit", "save_only_model", "save_on_each_node"): (
+        lambda a: a.save_strategy != "no",
+        "no checkpoints are saved",
+    ),
+    (
+        *("eval_delay", "metric_for_best_model", "greater_is_better", "predict_with_generate", "prediction_loss_only"),
+        *("per_device_eval_batch_size", "per_device_eval_tokens", "eval_accumulation_steps"),
+    ): (lambda a: a.eval_strategy != "no", "there is no validation"),
+    ("generation_max_length", "generation_num_beams", "generation_config"): (
+        lambda a: a.eval_strategy != "no" and a.predict_with_generate and not a.prediction_loss_only,
+        "validation does not translate",
+    ),
+    ("activation_checkpointing_kwargs", "gradient_checkpointing_kwargs"): (
+        lambda a: a.gradient_checkpointing or getattr(a, "activation_checkpointing", False),
+        "activations are not checkpointed",
+    ),
+    ("dataloader_persistent_workers", "dataloader_multiprocessing_context", "dataloader_in_order"): (
+        lambda a: a.dataloader_num_workers > 0,
+        "dataloader_num_workers is 0",
+    ),
+    ("fsdp_config",): (lambda a: bool(a.fsdp), "fsdp is off"),
+    (
+        *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
+        *("ddp_backend", "ddp_timeout", "average_tokens_across_devices", "log_on_each_node", "log_level_replica"),
+    ): (lambda a: a.world_size > 1, "there is one process"),
+    ("ignore_data_skip",): (lambda a: a.resume_from_checkpoint is not None, "the run is not resumed"),
+}
+
+# Arguments that are obeyed as by the stock trainer, or as `PaperTrainingArguments` says.
+OBEYED = frozenset(
+    (
+        *("output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
+        *(
+            "optim",
+            "optim_args",
+            "weight_decay",
+            "gradient_accumulation_steps",
+            "max_grad_norm",
+            "bf16",
+            "fp16",
+            "tf32",
+        ),
+        *("label_smoothing_factor", "activation_checkpointing", "gradient_checkpointing", "torch_compile"),
+        *("torch_compile_backend", "torch_compile_mode", "neftune_noise_alpha", "torch_empty_cache_steps"),
+        *("logging_strategy", "logging_first_step", "logging_nan_inf_filter", "include_num_input_tokens_seen"),
+        *("log_level", "disable_tqdm", "report_to", "eval_strategy", "eval_on_start", "save_strategy"),
+        *("enable_jit_checkpoint", "load_best_model_at_end", "full_determinism", "seed", "data_seed", "use_cpu"),
+        *("accelerator_config", "parallelism_config", "dataloader_num_workers", "dataloader_pin_memory"),
+        *("dataloader_prefetch_factor", "fsdp", "deepspeed", "debug", "skip_memory_metrics", "resume_from_checkpoint"),
+        *("per_device_train_tokens", "push_to_hub"),
+    )
+)
+
+LOWER_IS_BETTER = ("loss", "perplexity")
+TRANSLATION_METRICS = ("bleu", "chrf", "exact_match")
+
+
+def metric_name(metric: str) -> str:
+    """Return the name of a metric without the prefix "eval_"."""
+    return metric.removeprefix("eval_")
+
+
+def check_values(args: Any) -> None:
+    """Check the ranges and choices of single arguments, and refuse what this trainer can't do.
+
+    Args:
+        args: Training arguments as they were given, before transformers converts them.
+
+    Raises:
+        UserError: With the argument, its value and what is allowed.
+    """
+    for name, allowed in RANGES.items():
+        value = getattr(args, name, None)
+        if value is not None and value not in allowed:
+            raise UserError(f"{name} is {value}; it must be {allowed}")
+    for name, choices in CHOICES.items():
+        value, values = getattr(args, name), [choice.value for choice in choices]
+        if value not in values and not isinstance(value, choices):
+            raise UserError(f"{name} is {value!r}; it must be one of {', '.join(map(str, values))}")
+    for name, (accepted, reason) in REFUSED.items():
+        value = getattr(args, name, accepted[0])
+        if value not in accepted:
+            raise UserError(f"{name} is {value!r}; it must be {' or '.join(map(repr, accepted))}: {reason}")
+
+
+def check_combinations(args: TrainingArguments) -> None:
+    """Refuse arguments that contradict each other.
+
+    Args:
+        args: Training arguments after `check_values`, converted by transformers.
+
+    Raises:
+        UserError: With both arguments and the remedy.
+    """
+    if args.dataloader_persistent_workers and args.dataloader_num_workers == 0:
+        raise UserError(
+            "dataloader_persistent_workers is set, but dataloader_num_workers is 0; it must be at least 1, or leave "
+            "out dataloader_persistent_workers"
+        )
+    for name in ("split_batches", "dispatch_batches"):
+        if getattr(args.accelerator_config, name, None):
+            raise UserError(
+                f"accelerator_config has {name}; leave it out: each process makes its own batches by token budget"
+            )
+
+
+def check_metric(args: Any) -> None:
+    """Refuse a metric for the best model that the train command's validation does not compute.
+
+    Raises:
+        UserError: With the metric and those that there are.
+    """
+    metric = args.metric_for_best_model
+    if metric is None or args.eval_strategy == "no":
+        return
+    translates = args.predict_with_generate and not args.prediction_loss_only
+    names = (*LOWER_IS_BETTER, *(TRANSLATION_METRICS if translates else ()))
+    if metric_name(metric) in names:
+        return
+    why = ""
+    if metric_name(metric) in TRANSLATION_METRICS:
+        option = "predict_with_generate is False" if not args.predict_with_generate else "prediction_loss_only is True"
+        why = f" as {option}"
+    raise UserError(f"metric_for_best_model is {metric!r}; it must be one of {', '.join(names)}{why}")
+
+
+def report_ineffective(args: Any, given: Iterable[str], further: Mapping[str, str] | None = None) -> list[str]:
+    """Return a line for each argument that was given and has no effect.
+
+    Args:
+        args: The training arguments.
+        given: Names of the arguments that were given explicitly.
+        further: Reasons why other arguments have no effect, by name.
+    """
+    reasons = NO_EFFECT | dict(further or {})
+    for names, (has_effect, reason) in CONDITIONAL.items():
+        if not has_effect(args):
+            reasons |= dict.fromkeys(names, reason)
+    return [f"{name} has no effect: {reasons[name]}" for name in sorted(set(given)) if name in reasons]

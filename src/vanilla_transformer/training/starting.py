@@ -1,0 +1,151 @@
+"""The model that training begins with: new, to be fine-tuned, or of a checkpoint."""
+
+import copy
+from typing import Any
+
+from accelerate.utils import broadcast_object_list
+from datasets import Dataset, IterableDataset
+from transformers import PreTrainedModel
+
+from ..configuration_vanilla_transformer import VanillaTransformerConfig
+from ..data.reading import iterate_sentences
+from ..data.tokenization import PreTrainedTokenizerFast, train_tokenizer
+from ..errors import UserError, first_line
+from ..generation_vanilla_transformer import paper_generation_config
+from ..inference.loading import load
+from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
+
+# Fields of the config that can change when a model is fine-tuned: no weight depends on them.
+FREE_FIELDS = ("dropout", "attention_dropout", "activation_dropout")
+# Fields of the config that follow from the tokenizer.
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
+
+
+def special_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
+    """Return the config's token ids for a tokenizer.
+
+    Decoding starts with the beginning-of-sentence token; with the padding token, as T5 and Marian do, where there is
+    none.
+
+    Raises:
+        UserError: The tokenizer has no padding or no end-of-sentence token.
+    """
+    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    for name, token_id in ids.items():
+        if token_id is None:
+            raise UserError(f"the tokenizer has no {name}; give one with padding and end-of-sentence tokens")
+    start = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
+    return ids | {"bos_token_id": start, "decoder_start_token_id": start}
+
+
+def load_or_create(
+    *,
+    model_name_or_path: str | None,
+    preset: str,
+    config_overrides: str | None,
+    tokenizer_name: str | None,
+    vocab_size: int,
+    checkpoint: str | None,
+    pairs: Dataset | IterableDataset,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
+    """Load the model and tokenizer of a checkpoint or of the model to fine-tune; otherwise create new ones.
+
+    A new model uses the paper's beam search by default.
+
+    Args:
+        model_name_or_path: The model to fine-tune, or None.
+        preset: Size of a new model.
+        config_overrides: Changes to the config; when fine-tuning, to dropout only.
+        tokenizer_name: Tokenizer of a new model, or None to train one on the pairs.
+        vocab_size: Number of types of a new tokenizer.
+        checkpoint: The checkpoint to continue from, or None.
+        pairs: The training pairs.
+
+    Raises:
+        UserError: The model or tokenizer can't be loaded, or the config is invalid.
+    """
+    model: PreTrainedModel
+    tokenizer: Any
+    if checkpoint is not None:
+        return load(checkpoint)  # type: ignore[return-value] # the tokenizer is a fast one
+    if model_name_or_path is not None:
+        model, tokenizer = load(model_name_or_path)
+        return override_dropout(model, config_overrides) if config_overrides else model, tokenizer
+    if tokenizer_name is not None:
+        try:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_name)
+        except (OSError, ValueError) as error:
+            raise UserError(f"can't load the tokenizer {tokenizer_name}: {first_line(error)}") from error
+    else:
+        tokenizer = train_tokenizer(iterate_sentences(pairs), vocab_size)
+        tokenizer = broadcast_object_list([tokenizer])[0]  # one for all processes
+    token_ids = special_token_ids(tokenizer)
+    types = max(len(tokenizer), *(index + 1 for index in tokenizer.get_vocab().values()))
+    config = VanillaTransformerConfig.preset(preset, vocab_size=types, **token_ids)
+    if config_overrides:
+        update_config(config, config_overrides)
+        for name, token_id in token_ids.items():
+            if getattr(config, name) != token_id:
+                raise UserError(
+                    f"config_overrides {config_overrides}: {name} is {token_id} in the tokenizer; leave it out"
+                )
+    model = VanillaTransformerForConditionalGeneration(config)
+    model.generation_config = paper_generation_config(model)
+    return model, tokenizer
+
+
+def update_config(config: VanillaTransformerConfig, overrides: str) -> None:
+    """Change fields of a config.
+
+    Args:
+        config: The config, which is changed.
+        overrides: The changes, such as "encoder_layers=3,dropout=0.2".
+
+    Raises:
+        UserError: There is no such field, or the value is not allowed.
+    """
+    try:
+        config.update_from_string(overrides)
+        config.validate_architecture()
+    except (ValueError, TypeError) as error:
+        raise UserError(f"config_overrides {overrides}: {error}") from error
+
+
+def override_dropout(model: PreTrainedModel, overrides: str) -> PreTrainedModel:
+    """Return a model with the same weights and other dropout.
+
+    Raises:
+        UserError: The overrides change more than dropout.
+    """
+    config: Any = copy.deepcopy(model.config)
+    update_config(config, overrides)
+    before, after = model.config.to_dict(), config.to_dict()
+    changed = [name for name in after if after[name] != before.get(name) and name not in FREE_FIELDS]
+    if changed:
+        raise UserError(
+            f"config_overrides {overrides}: {changed[0]} is {before.get(changed[0])} in the model, and can't change "
+            f"when it is fine-tuned; only {', '.join(FREE_FIELDS)} can"
+        )
+    changed_model: Any = type(model)(config).to(dtype=model.dtype)  # type: ignore[call-arg] # torch's `to` is decorated
+    changed_model.load_state_dict(model.state_dict())
+    changed_model.generation_config = model.generation_config
+    return changed_model.to(model.device).eval()
+
+
+def check_unchanged_model(given: dict[str, Any], before: dict[str, Any], checkpoint: str) -> None:
+    """Refuse options of the model that differ from those of the run that is resumed.
+
+    Args:
+        given: The options of the command line.
+        before: The options of the model in the checkpoint.
+        checkpoint: Name of the checkpoint.
+
+    Raises:
+        UserError: With the option, its value and that of the checkpoint.
+    """
+    for name, value in before.items():
+        if name in given and given[name] != value:
+            raise UserError(
+                f"{name} is {given[name]}, but {checkpoint} was trained with {value}; leave out {name} to resume, or "
+                "start a new run in another folder"
+            )

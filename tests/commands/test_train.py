@@ -1,8 +1,10 @@
 """scripts/train.py as a user runs it: from files, interrupted, resumed, fine-tuned, and refused with a sentence."""
 
+import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,10 +12,12 @@ from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoModelForSeq2SeqLM
 
 from vanilla_transformer.data.numbers import number_pairs
 from vanilla_transformer.data.tokenization import PreTrainedTokenizerFast
+from vanilla_transformer.training.checkpoints import lock_run
 from vanilla_transformer.training.record import read_record
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -98,7 +102,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(tmp_path, data, whole):
 
 
 def test_interrupted_resumed_and_fine_tuned(tmp_path, data, whole):
-    """The uninterrupted run of test_training.py, at the level of signals and processes."""
+    """The uninterrupted run of test_resuming.py, at the level of signals and processes."""
     parts = str(tmp_path / "parts")
     arguments = ["--output_dir", parts, "--max_steps", "9", *data, *SMALL]
     process = start(*arguments)
@@ -171,3 +175,215 @@ def test_another_runs_folder_is_not_written_into(tmp_path):
     finished = train("--output_dir", str(tmp_path), *SMALL, expect=2)
     assert finished.stderr.strip().endswith("continue the run in it with resume_from_checkpoint")
     assert [path.name for path in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def refuse(run_script, *arguments: str, message: str) -> None:
+    """Assert that the command ends with status 2 and one line before it trains."""
+    code, _, err = run_script("train", *arguments)
+    last = err.strip().splitlines()[-1]
+    assert code == 2 and last.startswith("error: ") and message in last
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("max_train_samples", "0"),
+        ("max_eval_samples", "-1"),
+        ("max_steps", "0"),
+        ("num_train_epochs", "-3"),
+        ("gradient_accumulation_steps", "-1"),
+        ("label_smoothing_factor", "2"),
+        ("weight_decay", "-1"),
+        ("max_length_ratio", "nan"),
+        ("learning_rate", "nan"),
+        ("seed", "-1"),
+        ("adam_beta1", "2"),
+        ("metric_for_best_model", "nonsense"),
+        ("lr_scheduler_type", "nonsense"),
+        ("push_to_hub", "True"),
+        ("auto_find_batch_size", "True"),
+        ("preprocessing_num_workers", "0"),
+        ("shuffle_buffer_size", "0"),
+        ("vocab_size", "0"),
+        ("report_to", "nonsense"),
+        ("save_total_limit", "0"),
+    ],
+)
+def test_values_out_of_range_are_refused_and_leave_nothing_behind(run_script, tmp_path, option, value):
+    folder = tmp_path / "new" / "run"
+    few = ["--max_train_samples", "50", "--max_eval_samples", "2"]
+    few = few if option not in ("max_train_samples", "max_eval_samples") else []
+    recipe = [*NEW, *few, *RECIPE] if option != "vocab_size" else RECIPE
+    message = value if option == "report_to" else f"{option} is "
+    refuse(run_script, "--output_dir", str(folder), *recipe, f"--{option}", value, message=message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--max_steps", "5", "--num_train_epochs", "1"], "max_steps is 5 and num_train_epochs is 1; give only one"),
+        (["--streaming", "--num_train_epochs", "1"], "num_train_epochs needs data of a known length"),
+        (["--predict_with_generate", "False"], "it must be one of loss, perplexity as predict_with_generate is False"),
+        (["--model_name_or_path", "gone", "--vocab_size", "300"], "vocab_size is 300, but the model gone keeps its"),
+        (["--model_name_or_path", "gone", "--tokenizer_name", "x"], "tokenizer_name is x, but the model gone keeps"),
+        (["--resume_from_checkpoint", "gone"], "gone is not a complete checkpoint"),
+        (["--resume_from_checkpoint"], "to resume from; leave out resume_from_checkpoint to start the run"),
+        (
+            ["--config_overrides", "eos_token_id=5"],
+            "config_overrides eos_token_id=5: eos_token_id is 2 in the tokenizer",
+        ),
+        (["--debug", "nonsense"], "nonsense"),
+        (["--generation_config", "no/such"], "no/such"),
+    ],
+)
+def test_options_that_contradict_each_other_are_refused(run_script, tmp_path, arguments, message):
+    refuse(run_script, "--output_dir", str(tmp_path / "run"), *RECIPE, *arguments, message=message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, data) -> Path:
+    """A run of one epoch with every kind of option that counts again when it is resumed."""
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    options = ["--num_train_epochs", "1", "--save_total_limit", "9", "--metric_for_best_model", "eval_loss"]
+    options += ["--per_device_train_batch_size", "3", "--hub_token", "hf_secret", "--disable_tqdm", "True", "--use_cpu"]
+    run = train("--output_dir", str(folder), *data, *SMALL, *options)
+    assert "per_device_train_batch_size has no effect: the size of a batch is per_device_train_tokens" in run.stdout
+    assert "hub_token has no effect: training does not push to the Hub" in run.stdout
+    return folder
+
+
+def test_a_run_lasts_as_many_epochs_as_were_given_and_is_recorded_so(finished):
+    record = read_record(finished)
+    assert record["result"]["epochs"] == 1 and record["finished"] is True
+    assert record["recipe"]["max_steps"] == record["result"]["steps"] < 100
+    assert record["recipe"]["num_train_epochs"] == 1
+    assert record["recipe"]["metric_for_best_model"] == "eval_loss"
+    losses = {line["step"]: line["eval_loss"] for line in log_of(finished) if "eval_loss" in line}
+    assert record["result"]["best_step"] == min(losses, key=losses.__getitem__)
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name.partition("-")[2]))
+    return json.loads((last / "trainer_state.json").read_text())["log_history"]
+
+
+def test_no_file_of_a_run_has_the_hub_token(finished):
+    files = [path for path in finished.rglob("*") if path.is_file()]
+    assert len(files) > 20 and not [path for path in files if b"hf_secret" in path.read_bytes()]
+    assert "--hub_token ..." in read_record(finished)["command"]
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of each file, but the lock."""
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+def test_a_finished_run_stays_as_it_is(run_script, finished):
+    before = contents(finished)
+    code, out, err = run_script("train", "--output_dir", str(finished), "--resume_from_checkpoint")
+    assert code == 0, err
+    assert (
+        out.strip().splitlines()[-1] == f"The run in {finished} is finished; nothing is trained and nothing is changed."
+    )
+    assert contents(finished) == before
+
+
+def test_what_a_run_was_given_counts_again_when_it_is_resumed(run_script, finished, tmp_path):
+    """Two more epochs: data, recipe and number of checkpoints are those of before."""
+    shutil.copytree(finished, tmp_path / "run")
+    before = {path.name for path in finished.glob("checkpoint-*")}
+    code, _, err = run_script(
+        "train", "--output_dir", tmp_path / "run", "--resume_from_checkpoint", "--num_train_epochs", "3"
+    )
+    assert code == 0, err
+    assert before < {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
+    record, first = read_record(tmp_path / "run"), read_record(finished)
+    assert record["data"] == first["data"] and record["model"] == first["model"]
+    changed = {name for name in first["recipe"] if record["recipe"][name] != first["recipe"][name]}
+    assert changed == {"max_steps", "num_train_epochs"} and record["result"]["epochs"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--preset", "base"], "preset is base, but checkpoint-"),
+        (["--max_source_length", "20"], "the training data, its tokenizer or its length limits differ"),
+        (["--per_device_train_tokens", "400"], "per_device_train_tokens is 400, but checkpoint-"),
+        (["--streaming", "--max_steps", "99"], "was trained without streaming; continue it in the same way"),
+    ],
+)
+def test_what_can_not_change_when_a_run_is_resumed_is_refused(run_script, finished, tmp_path, arguments, message):
+    shutil.copytree(finished, tmp_path / "run")
+    before = contents(tmp_path / "run")
+    more = [] if "--max_steps" in arguments else ["--num_train_epochs", "3"]
+    refuse(
+        run_script,
+        "--output_dir",
+        str(tmp_path / "run"),
+        "--resume_from_checkpoint",
+        *more,
+        *arguments,
+        message=message,
+    )
+    assert contents(tmp_path / "run") == before
+
+
+def test_a_model_for_another_tokenizer_takes_its_ids(run_script, tmp_path):
+    """Of a T5-like tokenizer: padding 0, end 1, no beginning."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<pad>", "<end>", "<unk>"]
+    backend.train_from_iterator(
+        ["one two"] * 9, trainers.BpeTrainer(vocab_size=300, special_tokens=special, initial_alphabet=alphabet)
+    )
+    backend.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<end>", unk_token="<unk>"
+    )
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    sizes = "--preset tiny --config_overrides d_model=16,encoder_layers=1,decoder_layers=1".split()
+    few = "--max_train_samples 50 --max_steps 2 --use_cpu --disable_tqdm True".split()
+    arguments = ["--tokenizer_name", tmp_path / "tokenizer", "--output_dir", tmp_path / "run", *sizes, *few, *RECIPE]
+    code, _, err = run_script("train", *arguments, "--vocab_size", "999")
+    assert code == 0, err
+    model = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "run")
+    for config in (model.config, model.generation_config):
+        ids = (config.pad_token_id, config.eos_token_id, config.bos_token_id, config.decoder_start_token_id)
+        assert ids == (0, 1, 0, 0)
+
+
+def test_the_model_is_saved_though_the_picture_can_not_be_drawn(run_script, tmp_path, monkeypatch):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vanilla_transformer.commands.train.plot_run", full)
+    few = "--max_train_samples 50 --max_steps 2 --use_cpu --disable_tqdm True".split()
+    code, out, err = run_script("train", "--output_dir", tmp_path / "run", *SMALL, *few)
+    assert code == 0, err
+    assert "no picture of the run: [Errno 28] No space left on device" in out
+    assert (tmp_path / "run" / "model.safetensors").is_file()
+
+
+def test_a_second_run_in_the_same_folder_is_refused(run_script, finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    lock = lock_run(tmp_path / "run")
+    message = "another run writes into"
+    refuse(run_script, "--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", message=message)
+    lock.release()
+
+
+def test_ctrl_c_before_training_ends_without_traceback(data, tmp_path):
+    process = start("--output_dir", str(tmp_path / "run"), *data, *SMALL)
+    for line in process.stdout:
+        if line.startswith("validation: "):  # long before the first step
+            process.send_signal(signal.SIGINT)
+            break
+    rest = process.stdout.read()
+    assert process.wait() == 130 and "Traceback" not in rest
+    assert not (tmp_path / "run" / "checkpoint-3").exists()

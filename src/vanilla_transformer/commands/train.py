@@ -14,6 +14,7 @@ from typing import Any
 
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, TrainerState, set_seed
+from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.batching import TranslationCollator
@@ -191,11 +192,16 @@ def make_trainer(
         UserError: A training argument can't be obeyed, such as a tracker that is not installed.
     """
     try:
+        get_reporting_integration_callbacks(training.report_to)
+    except (ValueError, KeyError, ImportError) as error:
+        raise UserError(f"report_to is {', '.join(training.report_to or [])}: {first_line(error)}") from error
+    try:
         return VanillaTransformerTrainer(model=model, args=training, **arguments)
     except UserError:
         raise
     except (ValueError, ImportError, OSError, RuntimeError) as error:  # of the library's own checks
-        raise UserError(first_line(error)) from error
+        given = f"generation_config is {training.generation_config}: " if training.generation_config else ""
+        raise UserError(given + first_line(error)) from error
 
 
 def run(options: Options, checkpoint: str | None, command: list[str]) -> None:

@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import SchedulerType, TrainOutput, rotate_checkpoints
+from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data.batching import TokenBatchSampler, token_lengths
@@ -286,7 +287,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
             return super().create_optimizer(*args, **kwargs)
         except (ValueError, ImportError, TypeError, KeyError) as error:
             raise UserError(
-                f"can't create the optimizer {self.args.optim}: {first_line(error)}; check optim_args"
+                f"can't create the optimizer {OptimizerNames(self.args.optim).value}: {first_line(error)}; check optim_args"
             ) from error
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
@@ -299,7 +300,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
             return super().create_scheduler(*args, **kwargs)
         except (ValueError, TypeError, KeyError) as error:
             raise UserError(
-                f"can't create the schedule {self.args.lr_scheduler_type}: {first_line(error)}; check "
+                f"can't create the schedule {SchedulerType(self.args.lr_scheduler_type).value}: {first_line(error)}; check "
                 "lr_scheduler_kwargs"
             ) from error
 
@@ -404,6 +405,8 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
                 shutil.rmtree(self._staging, ignore_errors=True)
             self.accelerator.wait_for_everyone()
             super()._save_checkpoint(model, trial)
+            if self.state.best_global_step == self.state.global_step:  # and not the temporary path
+                self.state.best_model_checkpoint = str(run_dir / f"checkpoint-{self.state.global_step}")
             self.accelerator.wait_for_everyone()
             if self.args.should_save:
                 self._commit(run_dir)
@@ -421,8 +424,6 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
     def _commit(self, run_dir: Path) -> None:
         """Rename a complete checkpoint, and delete those that are too many."""
         checkpoint = run_dir / f"checkpoint-{self.state.global_step}"
-        if self.state.best_global_step == self.state.global_step:
-            self.state.best_model_checkpoint = str(checkpoint)  # the stock trainer has put the temporary path there
         self.state.save_to_json(str(run_dir / STAGING_NAME / checkpoint.name / TRAINER_STATE_NAME))
         commit_checkpoint(run_dir / STAGING_NAME, checkpoint)
         rotate_checkpoints(

@@ -1,0 +1,220 @@
+"""A resumed run ends with the weights of an uninterrupted one; changed settings are obeyed or refused."""
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+from training_runs import (
+    SENTENCES,
+    Press,
+    StopAt,
+    equal_weights,
+    make_arguments,
+    make_model,
+    make_trainer,
+    run,
+)
+
+from vanilla_transformer.data.streaming import TokenStream
+from vanilla_transformer.errors import UserError
+from vanilla_transformer.training.callbacks import SaveOnInterrupt
+from vanilla_transformer.training.checkpoints import checkpoint_to_resume
+from vanilla_transformer.training.resuming import fingerprint_data
+
+
+def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tokenizer, dataset, capsys):
+    """Ctrl-C in the middle of the second epoch; the rest of that epoch must be the batches not yet seen."""
+    whole = run(tmp_path / "whole", tokenizer, dataset)
+    handler = signal.getsignal(signal.SIGINT)
+    interrupt = SaveOnInterrupt()
+    run(tmp_path / "parts", tokenizer, dataset, callbacks=[interrupt, Press(step=6)])
+    assert interrupt.interrupted and signal.getsignal(signal.SIGINT) is handler
+    assert "saving a checkpoint after this step" in capsys.readouterr().err
+    checkpoint = checkpoint_to_resume(tmp_path / "parts", "last")
+    assert Path(checkpoint).name == "checkpoint-7"
+
+    resumed = run(tmp_path / "parts", tokenizer, dataset, resume=checkpoint)
+    assert equal_weights(whole, resumed)
+    assert not equal_weights(whole, whole / "checkpoint-8")
+
+
+def test_a_streamed_run_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tokenizer):
+    """In the second epoch, two accumulated batches a step; resuming anew must not begin at the first sentence."""
+    rows = Dataset.from_dict({"source": SENTENCES, "target": [sentence.upper() for sentence in SENTENCES]})
+
+    def train(folder: Path, steps: int, resume: str | None = None) -> TokenStream:
+        stream = TokenStream(
+            rows.to_iterable_dataset(),
+            tokenizer,
+            max_tokens=300,
+            max_source_length=100,
+            max_target_length=100,
+            max_length_ratio=9,
+            buffer_size=30,
+        )
+        arguments = make_arguments(
+            folder, max_steps=12, gradient_accumulation_steps=2, save_strategy="steps", save_steps=4
+        )
+        stop = [StopAt(steps)]
+        trainer = make_trainer(make_model(tokenizer, dropout=0.2), arguments, tokenizer, stream, callbacks=stop)
+        trainer.train(resume_from_checkpoint=resume)
+        return stream
+
+    whole = train(tmp_path / "whole", 12)
+    assert whole.report.kept > len(SENTENCES)
+    train(tmp_path / "parts", 8)
+    checkpoint = checkpoint_to_resume(tmp_path / "parts", "last")
+    assert Path(checkpoint).name == "checkpoint-8"
+    resumed = train(tmp_path / "parts", 12, resume=checkpoint)
+    assert resumed.report == whole.report
+    assert equal_weights(tmp_path / "whole" / "checkpoint-12", tmp_path / "parts" / "checkpoint-12")
+
+
+def test_a_streamed_run_resumes_as_a_stream_only(tmp_path, tokenizer, dataset):
+    run(tmp_path, tokenizer, dataset, steps=4)
+    stream = TokenStream(
+        Dataset.from_dict({"source": ["one"], "target": ["ONE"]}).to_iterable_dataset(),
+        tokenizer,
+        max_tokens=200,
+        max_source_length=9,
+        max_target_length=9,
+        max_length_ratio=9,
+        buffer_size=1,
+    )
+    trainer = make_trainer(make_model(tokenizer), make_arguments(tmp_path), tokenizer, stream)
+    with pytest.raises(UserError, match="checkpoint-4 was trained without streaming; continue it in the same way"):
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+
+
+def make_stream(tokenizer, **settings) -> TokenStream:
+    rows = Dataset.from_dict({"source": SENTENCES, "target": [sentence.upper() for sentence in SENTENCES]})
+    limits = {"max_source_length": 100, "max_target_length": 100, "max_length_ratio": 9}
+    defaults = {"max_tokens": 300, "buffer_size": 30} | limits
+    return TokenStream(rows.to_iterable_dataset(), tokenizer, **(defaults | settings))
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory, tokenizer, dataset) -> Path:
+    """A run of 8 of 12 steps, with checkpoints 4 and 8; copied before it is resumed."""
+    folder = tmp_path_factory.mktemp("stopped") / "run"
+    run(folder, tokenizer, dataset, callbacks=[StopAt(8)])
+    return folder
+
+
+def resume(stopped: Path, folder: Path, tokenizer, dataset, **changes):
+    """Resume a copy of the stopped run with other arguments; returns the trainer."""
+    shutil.copytree(stopped, folder / "run")
+    settings = {"max_steps": 12, "save_strategy": "steps", "save_steps": 4, "save_total_limit": None}
+    arguments = make_arguments(folder / "run", **(settings | {"logging_steps": 1} | changes))
+    trainer = make_trainer(make_model(tokenizer, dropout=0.2), arguments, tokenizer, dataset)
+    trainer.train(resume_from_checkpoint=True)
+    return trainer
+
+
+@pytest.mark.parametrize(
+    ("changes", "factor"),
+    [({"learning_rate": 0.002}, 0.2), ({"warmup_steps": 20}, 0.5), ({"lr_scheduler_type": "constant_with_warmup"}, 1)],
+)
+def test_a_changed_schedule_counts_from_the_first_step_on(
+    stopped, tmp_path, tokenizer, dataset, caplog, changes, factor
+):
+    trainer = resume(stopped, tmp_path, tokenizer, dataset, **changes)
+    rates = {line["step"]: line["learning_rate"] for line in trainer.state.log_history if "learning_rate" in line}
+    expected = 0.01 * factor * 8 / 10  # the rate that is logged for step 9 is that of 8 finished steps
+    assert rates[9] == pytest.approx(expected)
+    (name,) = changes
+    assert f"{name} is {changes[name]} from now on; checkpoint-8 had " in caplog.text
+
+
+def test_changed_betas_and_weight_decay_count(stopped, tmp_path, tokenizer, dataset):
+    trainer = resume(stopped, tmp_path, tokenizer, dataset, adam_beta2=0.9, weight_decay=0.3)
+    assert {group["betas"] for group in trainer.optimizer.param_groups} == {(0.9, 0.9)}
+    assert [group["weight_decay"] for group in trainer.optimizer.param_groups] == [0.3, 0.0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"per_device_train_tokens": 150}, {"gradient_accumulation_steps": 2}, {"seed": 7}, {"optim": "adafactor"}],
+)
+def test_what_would_lose_the_place_in_the_data_is_refused(stopped, tmp_path, tokenizer, dataset, changes):
+    (name,) = changes
+    name = "shuffle_seed" if name == "seed" else name
+    with pytest.raises(UserError, match=f"{name} is .*, but checkpoint-8 was trained with .*; resume with"):
+        resume(stopped, tmp_path, tokenizer, dataset, **changes)
+
+
+def test_other_data_is_refused_and_other_validation_data_reported(stopped, tmp_path, tokenizer, dataset, caplog):
+    changed = dataset.map(lambda row: {"labels": row["labels"][::-1]})
+    with pytest.raises(UserError, match="the training data, .* differ from those of checkpoint-8"):
+        resume(stopped, tmp_path / "train", tokenizer, changed)
+    assert fingerprint_data(dataset) == fingerprint_data(dataset.flatten_indices()) != fingerprint_data(changed)
+
+
+def test_changed_intervals_count(stopped, tmp_path, tokenizer, dataset):
+    resume(stopped, tmp_path, tokenizer, dataset, save_steps=3, max_steps=10)
+    names = {path.name for path in (tmp_path / "run").glob("checkpoint-*")}
+    assert names == {"checkpoint-4", "checkpoint-8", "checkpoint-9", "checkpoint-10"}
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path, tokenizer, dataset):
+    whole = run(tmp_path / "run", tokenizer, dataset, steps=8)
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*")}
+    trainer = make_trainer(make_model(tokenizer, dropout=0.2), make_arguments(whole, max_steps=8), tokenizer, dataset)
+    assert trainer.is_finished(str(whole / "checkpoint-8")) and not trainer.is_finished(str(whole / "checkpoint-4"))
+    assert trainer.train(resume_from_checkpoint=True).global_step == 8
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*")} == before
+    trainer.save_model(tmp_path / "again")  # as after a kill between the last checkpoint and the final model
+    assert equal_weights(whole, tmp_path / "again")
+
+
+def test_the_best_checkpoint_is_found_where_the_run_s_folder_is_now(tmp_path, tokenizer, dataset):
+    settings = {
+        "eval_strategy": "steps",
+        "eval_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 2,
+        "save_total_limit": 9,
+    }
+    settings |= {"metric_for_best_model": "loss", "load_best_model_at_end": True, "learning_rate": 1.0, "max_steps": 4}
+
+    def train(folder: Path, **changes):
+        arguments = make_arguments(folder, **(settings | {"predict_with_generate": False} | changes))
+        trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset)
+        trainer.train(resume_from_checkpoint="resume" in str(folder))
+        return trainer
+
+    best = train(tmp_path / "run").state.best_global_step
+    (tmp_path / "run").rename(tmp_path / "resumed")
+    state = train(tmp_path / "resumed", max_steps=6, learning_rate=1.0).state
+    assert Path(state.best_model_checkpoint) == tmp_path / "resumed" / f"checkpoint-{state.best_global_step}"
+    assert best is not None
+
+
+def test_a_stream_s_position_does_not_depend_on_today_s_settings(tmp_path, tokenizer):
+    """Six steps of one batch, then of four: the second part has read 6 + 4 x 4 batches, not 10 x 4."""
+    for steps, accumulation in ((6, 1), (10, 4)):
+        arguments = make_arguments(
+            tmp_path,
+            max_steps=steps,
+            gradient_accumulation_steps=accumulation,
+            save_strategy="steps",
+            save_steps=steps,
+        )
+        trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, make_stream(tokenizer))
+        trainer.train(resume_from_checkpoint=steps > 6)
+    state = json.loads((tmp_path / "checkpoint-10" / "trainer_state.json").read_text())
+    assert state["stateful_callbacks"]["TokenStream"]["taken"] == 6 + 4 * 4
+
+
+def test_streams_of_other_pairs_limits_or_buffers_have_other_fingerprints(tokenizer):
+    changes = [{}, {"buffer_size": 31}, {"max_source_length": 99}, {"max_length_ratio": 8}]
+    assert len({fingerprint_data(make_stream(tokenizer, **change)) for change in changes}) == len(changes)
+    assert fingerprint_data(make_stream(tokenizer)) == fingerprint_data(make_stream(tokenizer))
+
+
+def test_resume_from_checkpoint_false_starts_a_new_run(tmp_path, tokenizer, dataset):
+    trainer = make_trainer(make_model(tokenizer), make_arguments(tmp_path, max_steps=1), tokenizer, dataset)
+    assert trainer.train(resume_from_checkpoint=False).global_step == 1

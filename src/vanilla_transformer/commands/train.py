@@ -31,16 +31,16 @@ from ..training.record import RunRecorder, read_record
 from ..training.resuming import STATE_NAME
 from ..training.starting import check_unchanged_model, load_or_create
 from ..training.trainer import VanillaTransformerTrainer
-from .arguments import CommandParser
+from .arguments import CommandParser, report_without_effect
 from .train_arguments import (
     GROUPS,
     MOST_USED,
     NOT_KEPT,
     DataArguments,
     ModelArguments,
+    check_options,
     make_options,
     merge_options,
-    report_options,
 )
 
 
@@ -113,8 +113,10 @@ def main(argv: list[str] | None = None) -> None:
             options = resume_options(given, checkpoint)
         elif options.model.model_name_or_path is not None:
             check_fine_tuning(given)
-        for line in report_options(options.model, options.data, options.training, set(given)):
-            options.say(line)
+        ineffective = check_options(options.model, options.data, options.training, set(given))
+        if training.process_index == 0:
+            for name, reason in ineffective.items():
+                report_without_effect([name], reason)
         command = ["vanilla-transformer", "train", *without_token(words, options.training)]
         run(options, checkpoint, command)
 

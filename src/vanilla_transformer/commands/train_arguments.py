@@ -11,7 +11,7 @@ from ..data.limits import take_pairs
 from ..data.numbers import number_pairs
 from ..data.reading import load_pairs
 from ..errors import UserError, first_line
-from ..training.options import COUNT, Range, check_metric, report_ineffective
+from ..training.options import COUNT, Range, check_metric, find_ineffective
 from ..training.recipe import PaperTrainingArguments
 from .arguments import names
 
@@ -293,10 +293,10 @@ def make_options(values: dict[str, Any]) -> tuple[ModelArguments, DataArguments,
     return parts[0], parts[1], parts[2]
 
 
-def report_options(
+def check_options(
     model: ModelArguments, data: DataArguments, training: PaperTrainingArguments, given: set[str]
-) -> list[str]:
-    """Return a line for each option that was given and has no effect.
+) -> dict[str, str]:
+    """Return the reason for each option that was given and has no effect, by name.
 
     Raises:
         UserError: An option can't be obeyed by this command.
@@ -323,4 +323,4 @@ def report_options(
         reasons["vocab_size"] = "the tokenizer is tokenizer_name"
     if training.eval_strategy == "no" or not training.predict_with_generate or training.prediction_loss_only:
         reasons["bleu_tokenize"] = "validation does not translate"
-    return report_ineffective(training, given, reasons)
+    return find_ineffective(training, given, reasons)

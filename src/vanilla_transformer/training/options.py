@@ -279,8 +279,8 @@ def check_metric(args: Any) -> None:
     raise UserError(f"metric_for_best_model is {metric!r}; it must be one of {', '.join(names)}{why}")
 
 
-def report_ineffective(args: Any, given: Iterable[str], further: Mapping[str, str] | None = None) -> list[str]:
-    """Return a line for each argument that was given and has no effect.
+def find_ineffective(args: Any, given: Iterable[str], further: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return the reason for each argument that was given and has no effect, by name.
 
     Args:
         args: The training arguments.
@@ -291,4 +291,4 @@ def report_ineffective(args: Any, given: Iterable[str], further: Mapping[str, st
     for names, (has_effect, reason) in CONDITIONAL.items():
         if not has_effect(args):
             reasons |= dict.fromkeys(names, reason)
-    return [f"{name} has no effect: {reasons[name]}" for name in sorted(set(given)) if name in reasons]
+    return {name: reasons[name] for name in sorted(set(given)) if name in reasons}

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..data.reading import iterate_sentences
-from ..data.tokenization import PreTrainedTokenizerFast, train_tokenizer
+from ..data.tokenization import PreTrainedTokenizerFast, special_token_ids, train_tokenizer
 from ..errors import UserError, first_line
 from ..generation_vanilla_transformer import paper_generation_config
 from ..inference.loading import load
@@ -17,25 +17,6 @@ from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGener
 
 # Fields of the config that can change when a model is fine-tuned: no weight depends on them.
 FREE_FIELDS = ("dropout", "attention_dropout", "activation_dropout")
-# Fields of the config that follow from the tokenizer.
-TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id")
-
-
-def special_token_ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, int]:
-    """Return the config's token ids for a tokenizer.
-
-    Decoding starts with the beginning-of-sentence token; with the padding token, as T5 and Marian do, where there is
-    none.
-
-    Raises:
-        UserError: The tokenizer has no padding or no end-of-sentence token.
-    """
-    ids = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
-    for name, token_id in ids.items():
-        if token_id is None:
-            raise UserError(f"the tokenizer has no {name}; give one with padding and end-of-sentence tokens")
-    start = tokenizer.pad_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
-    return ids | {"bos_token_id": start, "decoder_start_token_id": start}
 
 
 def load_or_create(

@@ -286,9 +286,8 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         try:
             return super().create_optimizer(*args, **kwargs)
         except (ValueError, ImportError, TypeError, KeyError) as error:
-            raise UserError(
-                f"can't create the optimizer {OptimizerNames(self.args.optim).value}: {first_line(error)}; check optim_args"
-            ) from error
+            name = OptimizerNames(self.args.optim).value
+            raise UserError(f"can't create the optimizer {name}: {first_line(error)}; check optim_args") from error
 
     def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
         """Create the learning rate schedule.
@@ -299,9 +298,9 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         try:
             return super().create_scheduler(*args, **kwargs)
         except (ValueError, TypeError, KeyError) as error:
+            name = SchedulerType(self.args.lr_scheduler_type).value
             raise UserError(
-                f"can't create the schedule {SchedulerType(self.args.lr_scheduler_type).value}: {first_line(error)}; check "
-                "lr_scheduler_kwargs"
+                f"can't create the schedule {name}: {first_line(error)}; check lr_scheduler_kwargs"
             ) from error
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:

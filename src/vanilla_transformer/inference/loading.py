@@ -52,6 +52,8 @@ def load(
     """
     target = find_device(device)
     path = Path(model_name_or_path)
+    if not model_name_or_path:
+        raise UserError("the name of the model is empty; give a folder, or the id of a repository on the Hub")
     if path.is_file():
         raise UserError(f"{path} is a file; give the folder that holds the model")
     saved = SavedModel(model_name_or_path, model_revision, token)

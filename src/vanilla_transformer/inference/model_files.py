@@ -60,19 +60,15 @@ class SavedModel:
         return Path(self.name_or_path).is_dir()
 
     def find(self, name: str) -> Path | None:
-        """Return the path of a file, downloaded if need be; None if there is no such file."""
+        """Return the path of a file, downloaded if need be; None if there is no such file.
+
+        Raises:
+            UserError: The Hub does not give access.
+        """
         if self.is_folder:
             path = Path(self.name_or_path, name)
             return path if path.is_file() else None
-        found = cached_file(
-            self.name_or_path,
-            name,
-            revision=self.revision,
-            token=self.token,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
-        return Path(found) if found else None
+        return self._download(name, required=False)
 
     def require(self, name: str) -> Path:
         """Return the path of a file.
@@ -80,22 +76,31 @@ class SavedModel:
         Raises:
             UserError: There is no such file, folder or repository.
         """
-        if self.is_folder:
-            if path := self.find(name):
-                return path
+        path = self.find(name) if self.is_folder else self._download(name, required=True)
+        if path is None:
             raise UserError(
                 f"the folder {self.name_or_path} has no {name}, so it does not hold a model with its tokenizer; give "
                 "the folder that training wrote"
             )
+        return path
+
+    def _download(self, name: str, required: bool) -> Path | None:
+        """Return the path of a file of a Hub repository, in the cache."""
         try:
-            found = cached_file(self.name_or_path, name, revision=self.revision, token=self.token)
+            found = cached_file(
+                self.name_or_path,
+                name,
+                revision=self.revision,
+                token=self.token,
+                _raise_exceptions_for_missing_entries=required,
+                _raise_exceptions_for_connection_errors=required,
+            )
         except (OSError, ValueError) as error:
             raise UserError(
                 f"can't load the model {self.name_or_path}: there is no such folder, and the Hugging Face Hub gave: "
                 f"{first_line(error)}"
             ) from error
-        assert found is not None  # it raises where there is no such file
-        return Path(found)
+        return Path(found) if found else None
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read a file that holds a JSON object.

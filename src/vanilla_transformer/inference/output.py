@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from ..data.files import partial_path, publish
+from ..data.files import new_output, partial_path, publish
 from ..data.text_files import iterate_lines
 from ..errors import UserError
 from .translate import WINDOW_SIZE
@@ -142,7 +142,7 @@ class TranslationOutput:
         """Write what the output is made from, or compare it with what the unfinished output is made from."""
         wanted = json.loads(json.dumps({"format": _FORMAT, "window": WINDOW_SIZE, **source}))
         if not self.is_unfinished:
-            with open(self.description, "x", encoding="utf-8") as file:
+            with new_output(self.description) as file:
                 json.dump(wanted, file)
             return
         try:

@@ -145,7 +145,7 @@ def _extract_pair(row: dict[str, Any], where: str, source_lang: str, target_lang
         if lang not in row:
             raise UserError(_missing_column_message(where, lang, list(row)))
         if not _is_text(row[lang]):
-            raise UserError(f"{where}: {lang!r} is {row[lang]!a}; it must be a string")
+            raise UserError(f"{where}: {lang!r} is {row[lang]!a:.80}; it must be a string")
     return {"source": row[source_lang] or "", "target": row[target_lang] or ""}
 
 
@@ -163,7 +163,8 @@ def no_pairs_message(where: str) -> str:
 
 
 def _missing_column_message(where: str, lang: str, present: Sequence[str]) -> str:
-    columns = ", ".join(map(repr, present)) or "none at all"
+    columns = ", ".join(map(repr, present[:20])) or "none at all"
+    columns += f" and {len(present) - 20} more" if len(present) > 20 else ""
     return f"{where}: there is no column {lang!r} but {columns}; name the columns after the languages"
 
 

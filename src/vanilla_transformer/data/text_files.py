@@ -122,7 +122,7 @@ def _with_header(path: str, lines: Iterable[tuple[int, list[str]]]) -> Iterator[
         if len(fields) != len(header):
             raise UserError(
                 f"{path}, line {number}: {len(fields)} columns, but the first line names {len(header)} "
-                f"({', '.join(map(repr, header))}); give every line the same columns"
+                f"({', '.join(map(repr, header)):.300}); give every line the same columns"
             )
         yield number, dict(zip(header, fields, strict=True))
 

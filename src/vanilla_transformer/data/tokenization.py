@@ -34,7 +34,7 @@ _PIECES = (
 )
 
 MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + len(pre_tokenizers.ByteLevel.alphabet())
-MAX_VOCAB_SIZE = 1_000_000  # training reserves memory by it, and a larger matrix of embeddings is a mistake
+MAX_VOCAB_SIZE = 1_000_000  # training reserves memory for all types at once, and aborts if it gets none
 
 # Texts that tokenizers commonly fail to restore; each new tokenizer is checked with them.
 _HARD_STRINGS = (
@@ -65,8 +65,8 @@ class PreTrainedTokenizerFast(TokenizersBackend):
     With `split_special_tokens` the stock class splits every special token inside a text, even one that was added with
     `add_special_tokens`. Here only the tokenizer's own `bos_token`, `eos_token`, `pad_token` and `unk_token` are split;
     an added token is one id. For the backend it is an ordinary added token, so that it is one id in every program that
-    loads the saved tokenizer; `decode(..., skip_special_tokens=True)` skips it in this class only. A token
-    that is added to a tokenizer of the stock class is split until this class loads it.
+    loads the saved tokenizer; `decode(..., skip_special_tokens=True)` skips it in this class only. A token that is
+    added to a tokenizer of the stock class is split until this class loads it.
     """
 
     @classmethod
@@ -77,11 +77,11 @@ class PreTrainedTokenizerFast(TokenizersBackend):
         return tokenizer
 
     def _unmark_added_tokens(self) -> None:
-        """Recognise tokens that were added with the stock class, which makes them special for the backend."""
+        """Recognise added tokens inside a text, also those that the stock class has marked as special."""
         added = [token for token in self.added_tokens_decoder.values() if str(token) not in self._split_tokens]
         if self.split_special_tokens and added:
             self._add_tokens(added)
-            self._tokenizer = Tokenizer.from_str(self.backend_tokenizer.to_str())  # it notices at loading only
+            self._tokenizer = Tokenizer.from_str(self.backend_tokenizer.to_str())  # marks are read at loading only
             self._tokenizer.encode_special_tokens = True
 
     @property

@@ -132,6 +132,23 @@ def test_processes_take_the_batches_in_turn(folder, tokenizer):
         assert list(islice(share, 30)) == whole[index::2]
 
 
+@pytest.mark.parametrize("taken", [7, 12, 53])
+def test_another_number_of_processes_continues_where_the_run_stopped(folder, tokenizer, taken):
+    whole = list(islice(stream_of(load(folder), tokenizer), 90))
+    stopped = stream_of(load(folder), tokenizer, num_processes=2)
+    list(islice(stopped, taken))
+    position = json.loads(json.dumps(stopped.position(taken)))
+    shares = []
+    for index in range(3):
+        share = stream_of(load(folder), tokenizer, process_index=index, num_processes=3)
+        share.resume(position)
+        shares.append(list(islice(share, 10)))
+    for step in range(10):  # each process takes one of the next three batches, which one does not matter
+        together = [share[step] for share in shares]
+        expected = whole[taken + 3 * step : taken + 3 * step + 3]
+        assert sorted(map(str, together)) == sorted(map(str, expected))
+
+
 def test_what_is_dropped_is_counted(tmp_path, tokenizer):
     (tmp_path / "train.en").write_text("good\n\ngood too\n" + "long " * 200 + "\n\n")
     (tmp_path / "train.de").write_text("gut\nleer\nauch gut\nlang\n\n")

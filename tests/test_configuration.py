@@ -162,8 +162,21 @@ IMPOSSIBLE = [
     ),
     *[({field: value}, rf"{field} is {value}; .*from 0 to 60") for field in ID_FIELDS for value in (-1, 61)],
     ({"pad_token_id": 2}, "pad_token_id and eos_token_id are both 2; .*differ"),
+    ({"eos_token_id": [2, 61]}, "eos_token_id is 61; .*from 0 to 60"),
+    ({"eos_token_id": []}, "eos_token_id is \\[\\]; .*None"),
+    ({"eos_token_id": [2, 1]}, "pad_token_id and eos_token_id are both 1; .*differ"),
     ({"is_encoder_decoder": False}, "is_encoder_decoder is False; .*True"),
 ]
+
+
+@pytest.mark.parametrize("ends", [None, 2, [2], [2, 3]])
+def test_a_sentence_may_have_one_end_or_several_or_none(ends, tmp_path):
+    small_config(eos_token_id=ends).save_pretrained(tmp_path)
+    config = VanillaTransformerConfig.from_pretrained(tmp_path)
+    assert config.eos_token_id == ends
+    config.eos_token_id = None
+    config.save_pretrained(tmp_path)
+    assert VanillaTransformerConfig.from_pretrained(tmp_path).eos_token_id is None
 
 
 @pytest.mark.parametrize("fields, sentence", IMPOSSIBLE, ids=[str(fields) for fields, _ in IMPOSSIBLE])

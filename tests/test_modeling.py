@@ -7,6 +7,7 @@ import pickle
 import pytest
 import torch
 from helpers import PAD, SIZES, gradients, labels_of, padded, ragged_batch, random_ids, small_config, small_model
+from safetensors.torch import load_file
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import set_seed
@@ -15,6 +16,7 @@ from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils.generic import find_labels
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
+from vanilla_transformer import kernels_vanilla_transformer as kernels
 from vanilla_transformer import modeling_vanilla_transformer as modeling
 from vanilla_transformer.modeling_vanilla_transformer import shift_right, sinusoidal_positions
 
@@ -310,7 +312,8 @@ def test_the_loss_of_no_label_is_zero(smoothing):
 @pytest.mark.parametrize("shape", [(1_000_003,), (100, 10, 1_000)])
 def test_dropout_sets_a_share_of_p_to_zero_and_scales_the_rest_gradients_too(p, shape):
     x = torch.ones(shape, requires_grad=True)
-    y = modeling.dropout(x.clone(), p, training=True)  # in place
+    y = kernels.dropout(x, p, training=True)
+    assert (x == 1).all()
     zeros = y == 0
     assert abs(zeros.float().mean().item() - p) < 0.003  # six standard deviations
     torch.testing.assert_close(y[~zeros].unique(), torch.tensor([1 / (1 - p)]))
@@ -321,11 +324,10 @@ def test_dropout_sets_a_share_of_p_to_zero_and_scales_the_rest_gradients_too(p, 
     if len(dropped) > 1_000:
         correlation = torch.corrcoef(dropped.T) - torch.eye(4)
         assert correlation.abs().max() < 0.015
-    assert not torch.equal(y, modeling.dropout(x.clone(), p, training=True))
+    assert not torch.equal(y, kernels.dropout(x, p, training=True))
 
 
 def test_dropout_in_every_place_has_gradients():
-    """What dropout overwrites must not be needed in the backward pass: ReLU's output would be."""
     model, batch = small_model(dropout=0.1, attention_dropout=0.1, activation_dropout=0.1).train(), ragged_batch()
     model(**batch, labels=labels_of(batch["decoder_input_ids"])).loss.backward()
     assert all(gradient.isfinite().all() and gradient.any() for gradient in gradients(model).values())
@@ -333,8 +335,8 @@ def test_dropout_in_every_place_has_gradients():
 
 def test_dropout_is_none_in_evaluation_and_torchs_own_when_compiled():
     x = torch.ones(1_000)
-    assert modeling.dropout(x, 0.5, training=False) is x and modeling.dropout(x, 0.0, training=True) is x
-    compiled = torch.compile(modeling.dropout, fullgraph=True, backend="eager")
+    assert kernels.dropout(x, 0.5, training=False) is x and kernels.dropout(x, 0.0, training=True) is x
+    compiled = torch.compile(kernels.dropout, fullgraph=True, backend="eager")
     assert 300 < (compiled(x, 0.5, training=True) == 0).sum() < 700
 
 
@@ -343,16 +345,16 @@ def test_dropout_is_none_in_evaluation_and_torchs_own_when_compiled():
 @pytest.mark.parametrize("tied", [True, False])
 def test_the_training_loss_in_chunks_has_the_gradients_of_cross_entropy(monkeypatch, tied, smoothing, items):
     """Chunks of 4 of the 12 labels: the whole ones, the loop, and the rows that are left out."""
-    monkeypatch.setattr(modeling, "LOGITS_AT_ONCE", 5 * 61)
+    monkeypatch.setattr(kernels, "LOGITS_AT_ONCE", 5 * 61)
     model, batch = small_model(tie_word_embeddings=tied).train(), ragged_batch()
     labels = labels_of(batch["decoder_input_ids"])
     results = []
-    for return_logits in (True, None):
+    for return_logits in (True, False):
         model.zero_grad()
         outputs = model(
             **batch, labels=labels, smoothing=smoothing, num_items_in_batch=items, return_logits=return_logits
         )
-        assert (outputs.logits is not None) == bool(return_logits)
+        assert (outputs.logits is not None) == return_logits
         (3 * outputs.loss).backward()
         results.append((outputs.loss, gradients(model)))
     (loss, expected), (chunked_loss, chunked) = results
@@ -362,11 +364,11 @@ def test_the_training_loss_in_chunks_has_the_gradients_of_cross_entropy(monkeypa
 
 
 def test_the_training_loss_under_autocast(monkeypatch):
-    monkeypatch.setattr(modeling, "LOGITS_AT_ONCE", 5 * 61)
+    monkeypatch.setattr(kernels, "LOGITS_AT_ONCE", 5 * 61)
     model, batch = small_model().train(), ragged_batch()
     labels = labels_of(batch["decoder_input_ids"])
     results = []
-    for return_logits in (True, None):
+    for return_logits in (True, False):
         model.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = model(**batch, labels=labels, smoothing=0.1, return_logits=return_logits).loss
@@ -393,15 +395,15 @@ class LargestTensor(TorchDispatchMode):
 
 def test_training_never_holds_the_logits_of_the_whole_batch(monkeypatch):
     vocab_size, rows = 5_000, 24
-    monkeypatch.setattr(modeling, "LOGITS_AT_ONCE", 4 * vocab_size)
+    monkeypatch.setattr(kernels, "LOGITS_AT_ONCE", 4 * vocab_size)
     model = small_model(vocab_size=vocab_size, d_model=4, encoder_attention_heads=2).train()
     labels = random_ids(2, rows // 2)
     sizes = {}
-    for return_logits in (True, None):
+    for return_logits in (True, False):
         with LargestTensor() as largest:
             model(input_ids=labels, labels=labels, smoothing=0.1, return_logits=return_logits).loss.backward()
         sizes[return_logits] = largest.elements
-    assert sizes == {True: rows * vocab_size, None: 4 * vocab_size}
+    assert sizes == {True: rows * vocab_size, False: 4 * vocab_size}
 
 
 def test_an_output_layer_that_is_more_than_a_matrix_is_called():
@@ -409,9 +411,14 @@ def test_an_output_layer_that_is_more_than_a_matrix_is_called():
     model, batch = small_model(tie_word_embeddings=False).train(), ragged_batch()
     labels = labels_of(batch["decoder_input_ids"])
     model.lm_head = torch.nn.Sequential(model.lm_head, torch.nn.Tanh())
-    outputs = model(**batch, labels=labels)
-    expected = F.cross_entropy(outputs.logits.flatten(0, 1), labels.flatten())
-    torch.testing.assert_close(outputs.loss, expected)
+    expected = F.cross_entropy(model(**batch).logits.flatten(0, 1), labels.flatten())
+    for return_logits in (True, False):
+        torch.testing.assert_close(model(**batch, labels=labels, return_logits=return_logits).loss, expected)
+
+
+def test_logits_are_left_out_for_a_loss_only():
+    with pytest.raises(ValueError, match="return_logits is False, but without labels"):
+        small_model()(**ragged_batch(), return_logits=False)
 
 
 def test_the_trainer_finds_one_label():
@@ -503,7 +510,7 @@ def test_resizing_reaches_all_matrices(tied, size, tmp_path):
         weight = model.get_submodule(name).weight
         assert weight.shape == (size, 16)
         assert torch.equal(weight[:kept], before.get_submodule(name).weight[:kept])
-    assert model.model.decoder.embed_tokens.num_embeddings == model.lm_head.out_features == size
+        assert getattr(model.get_submodule(name), "out_features" if name == "lm_head" else "num_embeddings") == size
     logits = model(**batch).logits
     assert logits.shape == (3, 7, size)
     torch.testing.assert_close(logits[..., :kept], expected[..., :kept], **CLOSE)
@@ -533,13 +540,68 @@ def test_embeddings_can_be_given_in_place_of_ids(tied):
     assert torch.equal(model.get_encoder().get_input_embeddings().weight, model.get_input_embeddings().weight)
 
 
+def test_returned_hidden_states_and_attention_weights_are_those_that_were_used():
+    model = small_model(attn_implementation="eager")
+    outputs = model(**ragged_batch(), output_hidden_states=True, output_attentions=True)
+    names = [name for name in outputs if name.endswith(("hidden_states", "attentions"))]
+    assert len(names) == 5
+    kept = {f"{name}[{i}]": tensor for name in names for i, tensor in enumerate(outputs[name])}
+    for tensor in kept.values():
+        tensor.retain_grad()
+    outputs.logits.square().sum().backward()
+    assert not [name for name, tensor in kept.items() if tensor.grad is None]
+
+
+@tied_and_untied
+@pytest.mark.parametrize("made", ["new", "loaded", "resized", "replaced", "copied"])
+def test_each_stack_has_an_embedding_module_of_its_own(tied, made, tmp_path):
+    """What is hooked on the source's embedding is not called for the target (attribution methods rely on it)."""
+    model, batch = small_model(tie_word_embeddings=tied), ragged_batch()
+    if made == "loaded":
+        model.save_pretrained(tmp_path)
+        model = VanillaTransformerForConditionalGeneration.from_pretrained(tmp_path)
+    elif made == "resized":
+        model.resize_token_embeddings(70)
+    elif made == "replaced":
+        model.set_input_embeddings(torch.nn.Embedding(61, 16))
+        model.tie_weights()
+    elif made == "copied":
+        model = copy.deepcopy(model)
+    names = {"model.encoder.embed_tokens", "model.decoder.embed_tokens"}
+    assert names <= {name for name, _ in model.named_modules()}
+    assert model.get_input_embeddings() is model.get_encoder().embed_tokens is not model.get_decoder().embed_tokens
+    assert (model.get_encoder().embed_tokens.weight is model.get_decoder().embed_tokens.weight) == tied
+    called = []
+    model.get_input_embeddings().register_forward_hook(lambda _, args, output: called.append(args[0]))
+    model(**batch)
+    assert len(called) == 1 and called[0] is batch["input_ids"]
+
+
+def test_tied_embeddings_are_saved_once_and_under_the_name_they_have_always_had(tmp_path):
+    small_model().save_pretrained(tmp_path)
+    names = {name for name, weight in load_file(tmp_path / "model.safetensors").items() if weight.shape == (61, 16)}
+    assert names == {"model.shared.weight"}
+
+
+def test_a_wrapped_embedding_serves_both_stacks_where_they_are_tied():
+    model, batch = small_model(), ragged_batch()
+    expected = model(**batch).logits
+    model.set_input_embeddings(torch.nn.Sequential(model.get_input_embeddings(), torch.nn.Identity()))
+    assert torch.equal(model(**batch).logits, expected)
+
+
 @tied_and_untied
 def test_embeddings_can_be_replaced(tied):
-    model = small_model(tie_word_embeddings=tied)
+    model, batch = small_model(tie_word_embeddings=tied), ragged_batch()
     new = torch.nn.Embedding(61, 16)
     model.set_input_embeddings(new)
     assert model.get_input_embeddings() is model.model.encoder.embed_tokens is new
-    assert (model.model.decoder.embed_tokens is new) == tied
+    assert (model.model.decoder.embed_tokens.weight is new.weight) == tied
+    assert model.model.encoder.embed_tokens is not model.model.decoder.embed_tokens
+    model.tie_weights()
+    assert (model.lm_head.weight is new.weight) == tied
+    model(**batch, labels=labels_of(batch["decoder_input_ids"])).loss.backward()
+    assert new.weight.grad.any()
 
 
 def test_initialization():

@@ -1,5 +1,6 @@
 """Configuration of the Transformer of "Attention Is All You Need" (Vaswani et al. 2017, arXiv 1706.03762)."""
 
+import os
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -46,7 +47,7 @@ class VanillaTransformerConfig(PreTrainedConfig):
             Otherwise they are three.
         pad_token_id: Id of `<pad>`.
         bos_token_id: Id of `<s>`.
-        eos_token_id: Id of `</s>`.
+        eos_token_id: Id of `</s>`; a list where several tokens end a sentence, None where none does.
         decoder_start_token_id: Id that the right-shifted target starts with; `<s>`.
         is_encoder_decoder: Always true.
 
@@ -80,13 +81,21 @@ class VanillaTransformerConfig(PreTrainedConfig):
     tie_word_embeddings: bool = True
     pad_token_id: int = 1
     bos_token_id: int = 0
-    eos_token_id: int = 2
+    eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int = 0
     is_encoder_decoder: bool = True
 
     def __post_init__(self, **kwargs: Any) -> None:
         self.validate_architecture()
-        super().__post_init__(**(kwargs | {"auto_map": dict(AUTO_MAP)}))
+        if type(self).__module__ == __name__:  # a derived class has entries of its own, written when it is saved
+            kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
+        super().__post_init__(**kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+        """Save the config, without references to code in other repositories: each save carries its own code."""
+        auto_map = getattr(self, "auto_map", None) or {}
+        self.auto_map = {name: where for name, where in auto_map.items() if "--" not in str(where)}
+        super().save_pretrained(save_directory, **kwargs)
 
     def validate_architecture(self) -> None:
         """Refuse what can't be a model; transformers calls this again at every save.
@@ -130,17 +139,26 @@ class VanillaTransformerConfig(PreTrainedConfig):
         if self.position_convention == "fairseq" and self.d_model < 4:
             raise ValueError(f'd_model is {self.d_model}; it must be at least 4 with position_convention "fairseq".')
         for field in ("pad_token_id", "bos_token_id", "eos_token_id", "decoder_start_token_id"):
-            if not 0 <= getattr(self, field) < self.vocab_size:
-                raise ValueError(
-                    f"{field} is {getattr(self, field)}; it must be in the vocabulary, from 0 to {self.vocab_size - 1}."
-                )
-        if self.pad_token_id == self.eos_token_id:
+            self._validate_token_ids(field)
+        ends = self.eos_token_id if isinstance(self.eos_token_id, list) else [self.eos_token_id]
+        if self.pad_token_id in ends:
             raise ValueError(
                 f"pad_token_id and eos_token_id are both {self.pad_token_id}; they must differ, or the end of a "
                 "sentence would be ignored as padding."
             )
         if not self.is_encoder_decoder:
             raise ValueError("is_encoder_decoder is False; the model has an encoder and a decoder, so it must be True.")
+
+    def _validate_token_ids(self, field: str) -> None:
+        """Refuse ids that are not in the vocabulary.
+
+        Raises:
+            ValueError: With the field, its value and what is allowed.
+        """
+        value = getattr(self, field)
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if value == [] or not all(0 <= token_id < self.vocab_size for token_id in ids):
+            raise ValueError(f"{field} is {value}; it must be in the vocabulary, from 0 to {self.vocab_size - 1}.")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "VanillaTransformerConfig":

@@ -513,19 +513,3 @@ def test_bfloat16_chooses_what_float32_does_up_to_ties():
     chosen = logits.gather(2, sequences[:, 1:, None])[..., 0]
     behind = (logits.amax(-1) - chosen)[sequences[:, 1:] != PAD]
     assert (behind == 0).float().mean() > 0.8 and behind.max() < 0.1 * logits.std()
-
-
-def test_several_targets_of_a_source_need_it_once():
-    """What beam search and sampling build on: fewer sources than targets, each for as many in turn."""
-    model, batch = small_model(), ragged_batch()
-    targets = {name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch.items() if "decoder" in name}
-    sources_twice = {
-        name: tensor.repeat_interleave(2, dim=0) for name, tensor in batch.items() if "decoder" not in name
-    }
-    encoder_outputs = model.get_encoder()(batch["input_ids"], batch["attention_mask"])
-    for implementation in ("eager", "sdpa"):
-        model.set_attn_implementation(implementation)
-        expected = model(**sources_twice, **targets).logits
-        found = model(encoder_outputs=encoder_outputs, attention_mask=batch["attention_mask"], **targets).logits
-        real = targets["decoder_attention_mask"].bool()
-        torch.testing.assert_close(found[real], expected[real], **CLOSE)

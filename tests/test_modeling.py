@@ -17,7 +17,6 @@ from transformers.utils.generic import find_labels
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
 from vanilla_transformer import kernels_vanilla_transformer as kernels
-from vanilla_transformer import modeling_vanilla_transformer as modeling
 from vanilla_transformer.modeling_vanilla_transformer import shift_right, sinusoidal_positions
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}

@@ -1,18 +1,24 @@
 """What transformers needs of every part of the model: initialization, embeddings that are resized, length limits."""
 
 import copy
+import os
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import initialization as init
 from transformers.cache_utils import EncoderDecoderCache
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.generation import GenerationConfig, GenerationMixin
 from transformers.modeling_utils import PreTrainedModel
+from transformers.utils import logging
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
 from .kernels_vanilla_transformer import IGNORED_LABEL
 
+logger = logging.get_logger(__name__)
+
+_HUB_ARGUMENTS = ("cache_dir", "code_revision", "force_download", "local_files_only", "revision", "token")
 # `max_length` of a generation config: no fixed limit, but the source's length plus 50. The stock Seq2SeqTrainer writes
 # 20 where it is None, and keeps a number.
 LIMIT_BY_SOURCE = -1
@@ -52,6 +58,29 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
         # A save of the model does not bring the code of the pipeline that a config from the Hub may name.
         vars(config).pop("custom_pipelines", None)
         super().__init__(config, *args, **kwargs)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, config: Any = None, **kwargs: Any
+    ) -> PreTrainedModel:
+        """Load a model as `PreTrainedModel.from_pretrained` does, its arguments too.
+
+        Auto classes prefer the classes of an imported package to the code beside a model. So where that code is
+        trusted and the config names a class derived from this one, the derived class is loaded here.
+        """
+        derived = (getattr(config, "auto_map", None) or {}).get(cls._auto_class)
+        if derived is not None and derived.rpartition(".")[2] != cls.__name__ and "trust_remote_code" in kwargs:
+            if kwargs["trust_remote_code"]:
+                hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
+                cls = get_class_from_dynamic_module(derived, pretrained_model_name_or_path, **hub)
+                return cls.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
+            logger.warning(
+                "%s is made for the class %s; it is loaded as %s, as its code is not trusted (trust_remote_code)",
+                pretrained_model_name_or_path,
+                derived,
+                cls.__name__,
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:

@@ -156,9 +156,13 @@ class VanillaTransformerConfig(PreTrainedConfig):
             ValueError: With the field, its value and what is allowed.
         """
         value = getattr(self, field)
-        ids = value if isinstance(value, list) else [] if value is None else [value]
-        if value == [] or not all(0 <= token_id < self.vocab_size for token_id in ids):
-            raise ValueError(f"{field} is {value}; it must be in the vocabulary, from 0 to {self.vocab_size - 1}.")
+        if value == []:
+            raise ValueError(f"{field} is []; it must be an id, a list of ids, or None where no token ends a sentence.")
+        for token_id in value if isinstance(value, list) else [value]:
+            if token_id is not None and not 0 <= token_id < self.vocab_size:
+                raise ValueError(
+                    f"{field} is {token_id}; it must be in the vocabulary, from 0 to {self.vocab_size - 1}."
+                )
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "VanillaTransformerConfig":

@@ -20,11 +20,11 @@ from transformers import (
 from transformers.generation import GenerateBeamEncoderDecoderOutput
 from transformers.generation.streamers import BaseStreamer
 
+from .base_vanilla_transformer import TOKENS_BEYOND_SOURCE
 from .step_decoder_vanilla_transformer import StepDecoder, select_decoder
 
 # Section 6.1. transformers divides a hypothesis' score by length^0.6; the paper by ((5 + length) / 6)^0.6.
 PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
-TOKENS_BEYOND_SOURCE = 50  # "maximum output length during inference to input length + 50"
 
 SHRINK_TO = 0.8  # Finished sentences leave the batch when at most this share of its sentences is unfinished.
 VOCABULARY_ROWS = 16  # `best_continuations` arranges the vocabulary in so many rows.

@@ -131,7 +131,7 @@ def scaled_dot_product_attention(
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if attention_mask is not None:
         scores = scores + attention_mask
-    weights = F.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    weights = F.softmax(scores, dim=-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(query.dtype)
     weights = F.dropout(weights, p=dropout, training=module.training)
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
@@ -277,7 +277,7 @@ def cross_entropy(
     With smoothing e the target distribution is 1 - e on the label plus e / vocab_size on every type.
 
     Args:
-        logits: [batch, length, vocab_size]; the sum is taken in float32.
+        logits: [batch, length, vocab_size]; the sum is taken in float32, or float64 if they are.
         labels: [batch, length], int64, each the target of the logits in its own place; -100 where ignored.
         smoothing: e, at least 0 and below 1.
         num_items_in_batch: The divisor; by default the number of labels that are not ignored.
@@ -285,7 +285,8 @@ def cross_entropy(
     Returns:
         A float32 scalar, in nats per label; 0 where all labels are ignored.
     """
-    logits, labels = logits.flatten(0, 1).float(), labels.flatten().to(logits.device)
+    logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
+    labels = labels.flatten().to(logits.device)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, label_smoothing=smoothing, reduction="sum")
     return total / number_of_labels(labels, num_items_in_batch)
 
@@ -345,7 +346,6 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
         if inputs_embeds is None:
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             inputs_embeds = self.embed_tokens(input_ids)
-
         x = embed(self, inputs_embeds, count_positions(inputs_embeds, attention_mask, past_length=0))
         attention_mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
         for layer in self.layers:
@@ -429,7 +429,7 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
     def __init__(self, config: VanillaTransformerConfig) -> None:
         super().__init__(config)
         self.shared = nn.Embedding(config.vocab_size, config.d_model) if config.tie_word_embeddings else None
-        # The matrix is drawn once. On the meta device each name needs a parameter; transformers ties them after loading.
+        # The matrix is drawn once. On the meta device each name needs a parameter, and transformers ties them later.
         drawn = None if self.shared is None or self.shared.weight.is_meta else self.shared
         self.encoder = VanillaTransformerEncoder(config, drawn)
         self.decoder = VanillaTransformerDecoder(config, drawn)
@@ -570,8 +570,7 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             use_cache=use_cache,
             **kwargs,
         )
-        hidden_states = outputs.pop("last_hidden_state")
-        loss = logits = None
+        hidden_states, loss, logits = outputs.last_hidden_state, None, None
         if return_logits or not self._logits_are_a_plain_product():
             kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, kept])
@@ -579,7 +578,8 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
                 loss = cross_entropy(logits, labels, smoothing, num_items_in_batch)
         else:
             loss = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, smoothing, num_items_in_batch)
-        return Seq2SeqLMOutput(loss=loss, logits=logits if return_logits else None, **outputs)
+        rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
+        return Seq2SeqLMOutput(loss=loss, logits=logits if return_logits else None, **rest)
 
     def _logits_are_a_plain_product(self) -> bool:
         """Check that logits are `hidden_states @ lm_head.weight.T`, with nothing hooked, adapted, split or traced."""

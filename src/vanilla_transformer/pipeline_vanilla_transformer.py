@@ -15,8 +15,9 @@ import torch
 from transformers import AutoModelForSeq2SeqLM, Pipeline, StoppingCriteria, StoppingCriteriaList
 from transformers.utils.logging import get_logger
 
+from .base_vanilla_transformer import LIMIT_BY_SOURCE, TOKENS_BEYOND_SOURCE
 from .eval_mode_vanilla_transformer import eval_mode
-from .generation_vanilla_transformer import TOKENS_BEYOND_SOURCE, gnmt_beam_search, search_settings
+from .generation_vanilla_transformer import gnmt_beam_search, search_settings
 
 REGISTERED_TASK = "vanilla-translation"
 SAVED_TASK = "translation"
@@ -127,7 +128,8 @@ class VanillaTransformerTranslationPipeline(Pipeline):
         """The caller's settings, with the paper's search or, for samples, each source's own limit."""
         if "custom_generate" in settings:
             return settings
-        limited = any(self._setting(name, settings) is not None for name in ("max_new_tokens", "max_length"))
+        limits = {self._setting(name, settings) for name in ("max_new_tokens", "max_length")}
+        limited = not limits <= {None, LIMIT_BY_SOURCE}
         if self._setting("do_sample", settings):
             if not limited:
                 limit = SourceLengthLimit(source_lengths)

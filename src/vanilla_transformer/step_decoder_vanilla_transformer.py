@@ -67,8 +67,9 @@ def select_decoder(
         and cache.get_seq_length() == 0
         and IncrementalDecoder.supports(model)
     ):
-        memory = model_kwargs["encoder_outputs"].last_hidden_state
-        return IncrementalDecoder(model, memory, model_kwargs.get("attention_mask"), beams, steps)
+        # generate() repeated each source for its beams, which share it here: the first row of each is enough.
+        memory, mask = model_kwargs["encoder_outputs"].last_hidden_state, model_kwargs.get("attention_mask")
+        return IncrementalDecoder(model, memory[::beams], mask if mask is None else mask[::beams], beams, steps)
     return CachedDecoder(model, model_kwargs)
 
 
@@ -145,7 +146,11 @@ class IncrementalDecoder:
     @classmethod
     def supports(cls, model: PreTrainedModel) -> bool:
         """Decide whether the model's decoder computes what this class does: no dropout, adapter, hook or split."""
-        if model.config.model_type != "vanilla_transformer" or model.training or not model.output_layer_is_one_matrix():
+        if (
+            model.config.model_type != "vanilla_transformer"
+            or model.training
+            or not model._logits_are_a_plain_product()
+        ):
             return False
         if torch.is_autocast_enabled(model.device.type):
             return False
@@ -174,7 +179,7 @@ class IncrementalDecoder:
             ancestors.copy_(ancestors.take_along_dim(parents[:, None, :, -1:] % self.beams, dim=2))
             mask = self.ancestor_mask[..., : (position + 1) * self.beams]
         embedded = self.decoder.embed_tokens(newest)
-        x = (embedded * self.decoder.embed_scale + self.positions[position]).to(embedded.dtype)
+        x = (embedded * self.decoder.embedding_scale + self.positions[position]).to(embedded.dtype)
         for layer in self.layers:
             x = layer.step(x, position, mask, self.source_mask)
         x = x.flatten(0, 1)  # [batch * beams, d_model]

@@ -25,7 +25,7 @@ from vanilla_transformer.hub.verify import verify
 from vanilla_transformer.inference.loading import load
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "push_to_hub.py"
-CODE_FILES = {"configuration_vanilla_transformer.py", "modeling_vanilla_transformer.py"}
+CODE_FILES = {f"{name}_vanilla_transformer.py" for name in ("configuration", "modeling", "kernels", "base")}
 FILES = CODE_FILES | {"config.json", "generation_config.json", "model.safetensors"}
 FILES |= {"tokenizer.json", "tokenizer_config.json", "README.md"}
 PIPELINE_FILES = {

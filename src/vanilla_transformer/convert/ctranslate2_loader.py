@@ -6,7 +6,6 @@ from ctranslate2.converters import TransformersConverter
 TransformersConverter("runs/en-de").convert("runs/en-de-ct2", quantization="int8")
 """
 
-import math
 from typing import Any
 
 import torch
@@ -69,7 +68,7 @@ class VanillaTransformerLoader(_converters.BartLoader):  # type: ignore[name-def
         """Set a stack's embedding, its scale, and the positions (section 3.5) as a table."""
         embeddings = spec.embeddings[0] if isinstance(spec.embeddings, list) else spec.embeddings
         self.set_embeddings(embeddings, module.embed_tokens)
-        spec.scale_embeddings = math.sqrt(module.config.d_model) if module.config.scale_embedding else 1.0
+        spec.scale_embeddings = module.embedding_scale
         spec.position_encodings.encodings = module.positions(torch.arange(MAX_POSITIONS))
 
     def get_vocabulary(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[str]:

@@ -4,6 +4,7 @@ import copy
 
 from transformers import MarianConfig, MarianMTModel, PreTrainedModel
 
+from ..base_vanilla_transformer import LIMIT_BY_SOURCE
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..errors import UserError
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
@@ -88,7 +89,7 @@ def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> Ma
     constants = {name: weight for name, weight in marian.state_dict().items() if name in MARIAN_CONSTANTS}
     marian.load_state_dict(deinterleave(model.state_dict(), config.d_model) | constants)
     marian.generation_config = copy.deepcopy(model.generation_config)
-    if marian.generation_config.max_length is None and marian.generation_config.max_new_tokens is None:
+    if marian.generation_config.max_length in (None, LIMIT_BY_SOURCE):
         marian.generation_config.max_length = max_position_embeddings
     return marian.to(model.device, model.dtype).eval()  # type: ignore[arg-type] # PreTrainedModel.to has no usable types
 

@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForSeq2SeqLM, Gene
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.utils import cached_file
 
+from ..base_vanilla_transformer import LIMIT_BY_SOURCE
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..errors import UserError, first_line
 from .settings import MAX_BEAMS, MAX_LENGTH_PENALTY, is_finite_number, is_integer
@@ -377,8 +378,12 @@ _GENERATION_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "early_stopping": ('true, false or "never"', lambda value: isinstance(value, bool) or value == "never"),
     **{
         name: ("an integer of at least 1", lambda value: is_integer(value) and value >= 1)
-        for name in ("num_return_sequences", "max_length", "max_new_tokens")
+        for name in ("num_return_sequences", "max_new_tokens")
     },
+    "max_length": (
+        f"an integer of at least 1, or {LIMIT_BY_SOURCE} for a limit by the source's length",
+        lambda value: is_integer(value) and (value >= 1 or value == LIMIT_BY_SOURCE),
+    ),
     **{
         name: ("an integer of at least 0", lambda value: is_integer(value) and value >= 0)
         for name in ("min_length", "min_new_tokens", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "top_k")

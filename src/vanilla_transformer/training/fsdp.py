@@ -11,6 +11,8 @@ from torch.distributed.fsdp import FSDPModule
 from transformers import Seq2SeqTrainer
 from transformers.utils import SAFE_WEIGHTS_NAME
 
+from ..modeling_vanilla_transformer import VanillaTransformerModel
+
 
 class FSDPSeq2SeqTrainer(Seq2SeqTrainer):
     """Seq2SeqTrainer whose folders are the same with and without FSDP.
@@ -19,7 +21,17 @@ class FSDPSeq2SeqTrainer(Seq2SeqTrainer):
     - It saves the name and the code of the class that FSDP derives from the model's class.
     - It saves a tied matrix once under each of its names.
     - It can't load a checkpoint, or the best model, where matrices are tied.
+    And accelerate groups the input embedding with the output layer, while FSDP wants all places of a tied matrix in one
+    group: under FSDP the embeddings of both stacks are one module.
     """
+
+    def _wrap_model(self, model: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+        """Wrap the model; before FSDP does, make tied embeddings one module."""
+        if self.is_fsdp_enabled and not isinstance(model, FSDPModule):
+            for part in list(model.modules()):
+                if isinstance(part, VanillaTransformerModel) and part.shared is not None:
+                    part.shared = part.decoder.embed_tokens = part.encoder.embed_tokens
+        return super()._wrap_model(model, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save the model under its own class, each matrix once."""

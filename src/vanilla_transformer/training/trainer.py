@@ -362,6 +362,8 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         """Return the model's own loss, with label smoothing (section 5.4) in training; add it up in evaluation."""
         if model.training:
             inputs = inputs | {"smoothing": self.args.label_smoothing_factor}
+            # Logits take more memory than all else, and nobody sees them but who asks for the outputs.
+            inputs["return_logits"] = return_outputs or self.compute_loss_func is not None
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
         self.add_likelihood(outputs["logits"], inputs["labels"])

@@ -167,7 +167,8 @@ def check_decoder_inputs(
         )
     if encoder_hidden_states is None:
         raise ValueError("The decoder needs encoder_hidden_states, the encoder's output.")
-    sources, targets = len(encoder_hidden_states), len(inputs_embeds if input_ids is None else input_ids)
+    target = inputs_embeds if input_ids is None else input_ids
+    sources, targets = encoder_hidden_states.shape[0], target.shape[0]  # not len(), which fixes the size in an export
     if sources != targets:
         raise ValueError(
             f"There are {sources} sources and {targets} targets in the batch: give one target for each source."

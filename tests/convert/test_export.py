@@ -15,6 +15,7 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer, MarianConfig, Mar
 from transformers.utils.versions import require_version
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
+from vanilla_transformer.base_vanilla_transformer import LIMIT_BY_SOURCE
 from vanilla_transformer.convert.ctranslate2 import to_ctranslate2
 from vanilla_transformer.convert.marian import from_marian, to_marian
 from vanilla_transformer.convert.onnx import ONNX_NEEDS, to_onnx
@@ -102,7 +103,7 @@ def test_marian_keeps_the_generation_config():
     assert marian.config.forced_eos_token_id is None  # Marian's own, 0, is our <s>
     assert (generation.num_beams, generation.length_penalty, generation.decoder_start_token_id) == (4, 0.6, 0)
     # MarianMT knows no limit that goes by the source's length, and transformers' own would be 20 tokens.
-    assert generation.max_length == 30 and model.generation_config.max_length is None
+    assert generation.max_length == 30 and model.generation_config.max_length == LIMIT_BY_SOURCE
     model.generation_config.max_new_tokens = 7
     generation = to_marian(model).generation_config
     assert (generation.max_new_tokens, generation.max_length) == (7, None)

@@ -89,8 +89,9 @@ def to_marian(model: PreTrainedModel, max_position_embeddings: int = 1024) -> Ma
     constants = {name: weight for name, weight in marian.state_dict().items() if name in MARIAN_CONSTANTS}
     marian.load_state_dict(deinterleave(model.state_dict(), config.d_model) | constants)
     marian.generation_config = copy.deepcopy(model.generation_config)
-    if marian.generation_config.max_length in (None, LIMIT_BY_SOURCE):
-        marian.generation_config.max_length = max_position_embeddings
+    limits = marian.generation_config
+    if limits.max_length in (None, LIMIT_BY_SOURCE):
+        limits.max_length = max_position_embeddings if limits.max_new_tokens is None else None
     return marian.to(model.device, model.dtype).eval()  # type: ignore[arg-type] # PreTrainedModel.to has no usable types
 
 

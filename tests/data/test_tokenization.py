@@ -12,6 +12,7 @@ from vanilla_transformer.data.tokenization import (
     _HARD_STRINGS,
     SPECIAL_TOKENS,
     PreTrainedTokenizerFast,
+    check_added_tokens,
     dictionary_tokenizer,
     special_token_ids,
     subword_nmt_tokenizer,
@@ -308,7 +309,10 @@ def test_a_token_added_with_the_stock_class_is_recognised_once_this_class_loads_
     stock = AutoTokenizer.from_pretrained(saved)
     stock.add_special_tokens({"additional_special_tokens": [">>fr<<"]})
     stock.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="the tokenizer splits the added token '>>fr<<' inside a text; load it with"):
+        check_added_tokens(stock)
     loaded = PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    check_added_tokens(loaded)
     assert loaded(">>fr<<</s>")["input_ids"] == [320, *stock("</s>")["input_ids"]]
     loaded.save_pretrained(tmp_path)
     assert AutoTokenizer.from_pretrained(tmp_path)(">>fr<<")["input_ids"] == [320, 2]

@@ -11,7 +11,7 @@ from .caching import cache_errors, cache_key
 from .limits import LengthLimits, check_count
 from .normal_form import normal_form, normalize_sources
 from .reading import no_pairs_message
-from .tokenization import check_appends_eos
+from .tokenization import check_added_tokens, check_appends_eos
 
 RATIO_FREE_LENGTH = 10  # tokens; pairs whose longer side is no longer than this may have any ratio of lengths
 
@@ -83,8 +83,8 @@ def encode_pairs(
         The pairs that are left, in their order, as columns "input_ids" and "labels", and what was dropped.
 
     Raises:
-        UserError: No pair is left, the tokenizer appends no end-of-sentence token, a limit or `num_proc` is out of
-            range, or the cache can't be written.
+        UserError: No pair is left, the tokenizer appends no end-of-sentence token or splits an added one, a limit or
+            `num_proc` is out of range, or the cache can't be written.
     """
     limits = LengthLimits(max_source_length, max_target_length, max_length_ratio).check()
     if num_proc is not None:
@@ -94,6 +94,7 @@ def encode_pairs(
     if len(pairs) == 0:
         raise UserError(no_pairs_message("the data set"))
     check_appends_eos(tokenizer)
+    check_added_tokens(tokenizer)
     # What decides the ids, and no more: the tokenizer's pickle, which `datasets` would hash, also holds where it came
     # from. The call above has undone any padding and truncation that were left switched on.
     backend = tokenizer.backend_tokenizer.to_str()

@@ -15,7 +15,7 @@ from ..errors import UserError
 from .batching import TokenBatchSampler
 from .encoding import KEPT, DropReport, encode_batch
 from .limits import LengthLimits, check_count
-from .tokenization import check_appends_eos
+from .tokenization import check_added_tokens, check_appends_eos
 
 READ_AT_ONCE = 1_000  # pairs that are tokenized together
 
@@ -75,7 +75,7 @@ class TokenStream(TorchIterableDataset):
 
     Raises:
         UserError: A budget that a sentence of the greatest length would exceed, a limit, buffer or number of processes
-            out of range, or a tokenizer that appends no end-of-sentence token.
+            out of range, or a tokenizer that appends no end-of-sentence token or splits an added one.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class TokenStream(TorchIterableDataset):
         check_count("num_processes", num_processes)
         check_count("process_index", process_index, minimum=0, maximum=num_processes - 1)
         check_appends_eos(tokenizer)
+        check_added_tokens(tokenizer)
         longest = max(max_source_length, max_target_length)
         if longest > max_tokens:
             raise UserError(

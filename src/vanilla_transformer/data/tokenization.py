@@ -312,6 +312,20 @@ def check_appends_eos(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
+def check_added_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Refuse a tokenizer that splits a token which was added to it, as the stock class does with `train_tokenizer`'s.
+
+    Raises:
+        UserError: An added special token inside a text would be several tokens.
+    """
+    for token in tokenizer.extra_special_tokens if tokenizer.split_special_tokens else ():
+        if len(tokenizer(token, add_special_tokens=False)["input_ids"]) != 1:
+            raise UserError(
+                f"the tokenizer splits the added token {token!r} inside a text; load it with "
+                "vanilla_transformer.data.tokenization.PreTrainedTokenizerFast, or add the token with add_tokens"
+            )
+
+
 def decode_batch(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray | torch.Tensor) -> list[str]:
     """Turn rows of ids into text, without special tokens.
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.normal_form import normalize_sources
-from ..data.tokenization import decode_batch
+from ..data.tokenization import check_added_tokens, decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
@@ -119,8 +119,8 @@ def translate_windows(
         An iterator over lists of `num_return_sequences` translations, one list per sentence, best first.
 
     Raises:
-        UserError: A setting is out of range or contradicts another; while iterating, a sentence is too long and
-            `too_long` is "refuse".
+        UserError: A setting is out of range or contradicts another, or the tokenizer splits a token that was added to
+            it; while iterating, a sentence is too long and `too_long` is "refuse".
     """
     check_settings(
         num_beams=num_beams,
@@ -131,6 +131,7 @@ def translate_windows(
         max_source_length=max_source_length,
         too_long=too_long,
     )
+    check_added_tokens(tokenizer)
     settings = {"num_return_sequences": num_return_sequences, **generate_kwargs}
     defaults = model.generation_config
     settings |= search_settings(

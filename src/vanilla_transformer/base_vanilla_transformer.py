@@ -60,9 +60,9 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
         super().__init__(config, *args, **kwargs)
 
     @classmethod
-    def from_pretrained(
+    def from_pretrained(  # type: ignore[override] # the supertype names arguments that pass through kwargs here
         cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, config: Any = None, **kwargs: Any
-    ) -> PreTrainedModel:
+    ) -> Any:
         """Load a model as `PreTrainedModel.from_pretrained` does, its arguments too.
 
         Auto classes prefer the classes of an imported package to the code beside a model. So where that code is
@@ -112,13 +112,13 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
         return resized
 
 
-def with_weight_of(embedding: nn.Module) -> nn.Module:
+def with_weight_of(embedding: Any) -> Any:
     """Make another embedding module with the same weight; a module of another kind is returned itself."""
     if type(embedding) is not nn.Embedding:
         return embedding
     other = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
     other.weight = embedding.weight  # the constructor makes another parameter of it
-    other._is_hf_initialized = True  # or transformers would draw the weight anew
+    vars(other)["_is_hf_initialized"] = True  # or transformers would draw the weight anew
     return other
 
 
@@ -167,7 +167,7 @@ def check_decoder_inputs(
         )
     if encoder_hidden_states is None:
         raise ValueError("The decoder needs encoder_hidden_states, the encoder's output.")
-    target = inputs_embeds if input_ids is None else input_ids
+    target: Any = inputs_embeds if input_ids is None else input_ids
     sources, targets = encoder_hidden_states.shape[0], target.shape[0]  # not len(), which fixes the size in an export
     if sources != targets:
         raise ValueError(
@@ -208,8 +208,8 @@ class VanillaTransformerGenerationMixin(GenerationMixin):
             value.max_length = LIMIT_BY_SOURCE
         self._generation_config = value
 
-    def _prepare_generated_length(
-        self,
+    def _prepare_generated_length(  # type: ignore[override] # the rest passes through kwargs
+        self: Any,
         generation_config: GenerationConfig,
         has_default_max_length: bool,
         inputs_tensor: torch.Tensor,
@@ -220,7 +220,7 @@ class VanillaTransformerGenerationMixin(GenerationMixin):
             generation_config.max_length = None
             if generation_config.max_new_tokens is None:
                 generation_config.max_new_tokens = inputs_tensor.shape[1] + TOKENS_BEYOND_SOURCE
-        return super()._prepare_generated_length(
+        return super()._prepare_generated_length(  # type: ignore[misc] # the mixin has a protocol for `self`
             generation_config=generation_config,
             has_default_max_length=has_default_max_length,
             inputs_tensor=inputs_tensor,

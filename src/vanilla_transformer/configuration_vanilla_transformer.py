@@ -91,7 +91,9 @@ class VanillaTransformerConfig(PreTrainedConfig):
             kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         super().__post_init__(**kwargs)
 
-    def save_pretrained(self, save_directory: str | os.PathLike, **kwargs: Any) -> None:
+    def save_pretrained(  # type: ignore[override] # the rest passes through kwargs
+        self, save_directory: str | os.PathLike, **kwargs: Any
+    ) -> None:
         """Save the config, without references to code in other repositories: each save carries its own code."""
         auto_map = getattr(self, "auto_map", None) or {}
         self.auto_map = {name: where for name, where in auto_map.items() if "--" not in str(where)}

@@ -5,6 +5,7 @@ numbers drawn), and the plain form takes over under `torch.func` and where someb
 """
 
 import sys
+from typing import Any
 
 import torch
 from torch import nn
@@ -43,7 +44,7 @@ def is_unmodified(module: nn.Module) -> bool:
     )
 
 
-def _is_own_code(module_class: type[nn.Module]) -> bool:
+def _is_own_code(module_class: Any) -> bool:
     """Check that a class's `forward` was written in the file of the class: a patched one comes from elsewhere."""
     owner = next(base for base in module_class.__mro__ if "forward" in vars(base))
     code = getattr(owner.forward, "__code__", None)
@@ -80,7 +81,7 @@ class CPUDropout(torch.autograd.Function):
     """Dropout with four 16-bit random numbers from each 64-bit one. Only the mask is saved, a byte for an element."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: torch.Tensor, p: float) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
         """Drop elements of `x`; the result is a new tensor."""
         words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
         # Four numbers from -2^15 to 2^15 - 1 in each word; with p = 0.1 those from -26,214 on are kept.
@@ -91,7 +92,7 @@ class CPUDropout(torch.autograd.Function):
         return torch.mul(x, kept).mul_(ctx.scale)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
         """Pass on the gradient of the elements that were kept; this can be differentiated again."""
         (kept,) = ctx.saved_tensors
         return grad * kept * ctx.scale, None
@@ -154,7 +155,7 @@ class LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: torch.autograd.function.FunctionCtx,
+        ctx: Any,
         hidden_states: torch.Tensor,
         weight: torch.Tensor,
         labels: torch.Tensor,
@@ -199,7 +200,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Scale the gradients that `forward` computed.
 
         Raises:

@@ -1,13 +1,13 @@
 """The Transformer of "Attention Is All You Need" (Vaswani et al. 2017, arXiv 1706.03762), in the order of the paper.
 
 Section and equation numbers are the paper's. Shapes are written [batch, length, d_model]; `source` is what the
-encoder reads and `target` what the decoder writes; `memory` is the encoder's output. Where transformers offers more
-than the paper has (attention dropout, other activations, untied embeddings), the configuration's defaults are the
-paper's choice. The last part of the file is what transformers needs of a model.
+encoder reads, `memory` its output, and `target` what the decoder writes. Where transformers offers more than the paper
+(attention dropout, other activations, untied embeddings), the configuration's defaults are the paper's choice.
 """
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -202,7 +202,7 @@ class VanillaTransformerAttention(nn.Module):
         The memory is the same at every step, so its keys and values are projected at the first.
         """
         if past_key_values is not None and memory is not None and past_key_values.is_updated.get(self.layer_idx):
-            cached = past_key_values.cross_attention_cache.layers[self.layer_idx]
+            cached: Any = past_key_values.cross_attention_cache.layers[self.layer_idx]
             return cached.keys, cached.values
         states = x if memory is None else memory
         key, value = self.split_heads(self.k_proj(states)), self.split_heads(self.v_proj(states))
@@ -217,8 +217,8 @@ class VanillaTransformerAttention(nn.Module):
 # 3.3 Position-wise feed-forward networks
 
 
-def feed_forward(layer: GradientCheckpointingLayer, x: torch.Tensor) -> torch.Tensor:
-    """Compute max(0, x W_1 + b_1) W_2 + b_2, equation 2: [batch, length, d_model] to the same shape."""
+def feed_forward(layer: Any, x: torch.Tensor) -> torch.Tensor:
+    """Compute max(0, x W_1 + b_1) W_2 + b_2, equation 2, of a layer: [batch, length, d_model] to the same shape."""
     inner = layer.activation(layer.fc1(x))  # [batch, length, d_ff]
     return layer.fc2(F.dropout(inner, p=layer.activation_dropout, training=layer.training))
 
@@ -300,7 +300,7 @@ class VanillaTransformerStack(VanillaTransformerPreTrainedModel):
     def __init__(self, config: VanillaTransformerConfig, embed_tokens: nn.Embedding | None = None) -> None:
         super().__init__(config)
         self.dropout = config.dropout
-        self.embed_tokens = embed_tokens or nn.Embedding(config.vocab_size, config.d_model)
+        self.embed_tokens: nn.Module = embed_tokens or nn.Embedding(config.vocab_size, config.d_model)
         # Not `embed_scale`: where a stack has that, attribution libraries scale `inputs_embeds` themselves.
         self.embedding_scale = math.sqrt(config.d_model) if config.scale_embedding else 1.0
         self.gradient_checkpointing = False
@@ -328,7 +328,7 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         inputs_embeds: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
@@ -347,9 +347,9 @@ class VanillaTransformerEncoder(VanillaTransformerStack):
             self.warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
             inputs_embeds = self.embed_tokens(input_ids)
         x = embed(self, inputs_embeds, count_positions(inputs_embeds, attention_mask, past_length=0))
-        attention_mask = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
+        mask: Any = create_bidirectional_mask(self.config, inputs_embeds, attention_mask)
         for layer in self.layers:
-            x = layer(x, attention_mask, **kwargs)
+            x = layer(x, mask, **kwargs)
         return BaseModelOutput(last_hidden_state=x)
 
 
@@ -372,7 +372,7 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
     @capture_outputs
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         encoder_hidden_states: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
@@ -407,12 +407,12 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
         past_length = past_key_values.get_seq_length() if past_key_values is not None else 0
         x = embed(self, inputs_embeds, count_positions(inputs_embeds, attention_mask, past_length))
         cache = past_key_values.self_attention_cache if past_key_values is not None else None
-        attention_mask = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values=cache)
+        mask: Any = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values=cache)
         memory_mask = create_bidirectional_mask(
             self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states
         )
         for layer in self.layers:
-            x = layer(x, encoder_hidden_states, attention_mask, memory_mask, past_key_values=past_key_values, **kwargs)
+            x = layer(x, encoder_hidden_states, mask, memory_mask, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x, past_key_values=past_key_values)
 
 
@@ -450,9 +450,9 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
         past_key_values: EncoderDecoderCache | None = None,
@@ -466,17 +466,17 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
         The arguments are those of the encoder's and the decoder's `forward`, the latter's with `decoder_` before.
         With `encoder_outputs`, what the encoder gave for this source, it does not run again.
         """
-        if encoder_outputs is None:
-            encoder_outputs = self.encoder(
+        encoded: Any = encoder_outputs
+        if encoded is None:
+            encoded = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
             )
-        elif isinstance(encoder_outputs, tuple):
-            encoder_outputs = BaseModelOutput(*encoder_outputs)
-
+        elif isinstance(encoded, tuple):
+            encoded = BaseModelOutput(*encoded)
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
-            encoder_hidden_states=encoder_outputs.last_hidden_state,
+            encoder_hidden_states=encoded.last_hidden_state,
             encoder_attention_mask=attention_mask,
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
@@ -489,9 +489,9 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
             decoder_hidden_states=decoder_outputs.hidden_states,
             decoder_attentions=decoder_outputs.attentions,
             cross_attentions=decoder_outputs.cross_attentions,
-            encoder_last_hidden_state=encoder_outputs.last_hidden_state,
-            encoder_hidden_states=encoder_outputs.hidden_states,
-            encoder_attentions=encoder_outputs.attentions,
+            encoder_last_hidden_state=encoded.last_hidden_state,
+            encoder_hidden_states=encoded.hidden_states,
+            encoder_attentions=encoded.attentions,
         )
 
 
@@ -511,17 +511,17 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
         self.post_init()
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc] # TransformersKwargs has num_items_in_batch too  # noqa: D417 (see below)
         self,
-        input_ids: torch.LongTensor | None = None,
+        input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        decoder_input_ids: torch.LongTensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
         encoder_outputs: BaseModelOutput | tuple[torch.Tensor, ...] | None = None,
         past_key_values: EncoderDecoderCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         decoder_inputs_embeds: torch.Tensor | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         smoothing: float = 0.0,
@@ -576,17 +576,17 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             logits = self.lm_head(hidden_states[:, kept])
             if labels is not None:
                 loss = cross_entropy(logits, labels, smoothing, num_items_in_batch)
-        else:
+        elif labels is not None:
             loss = linear_cross_entropy(hidden_states, self.lm_head.weight, labels, smoothing, num_items_in_batch)
         rest = {name: value for name, value in outputs.items() if name != "last_hidden_state"}
         return Seq2SeqLMOutput(loss=loss, logits=logits if return_logits else None, **rest)
 
     def _logits_are_a_plain_product(self) -> bool:
         """Check that logits are `hidden_states @ lm_head.weight.T`, with nothing hooked, adapted, split or traced."""
-        plain = type(self.lm_head) is nn.Linear and self.lm_head.bias is None and self.tp_size is None
-        return plain and is_unmodified(self.lm_head) and not is_transformed()
+        plain = type(self.lm_head) is nn.Linear and [*dict(self.lm_head.named_parameters())] == ["weight"]
+        return plain and self.tp_size is None and is_unmodified(self.lm_head) and not is_transformed()
 
-    def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
+    def prepare_decoder_input_ids_from_labels(self, labels: torch.Tensor) -> torch.Tensor:
         """Make the decoder's input for these labels, both [batch, target length]; transformers' collators call this."""
         return shift_right(labels, self.config.pad_token_id, self.config.decoder_start_token_id)
 

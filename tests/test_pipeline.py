@@ -28,6 +28,7 @@ PIPELINE_FILES = {
     "pipeline_vanilla_transformer.py",
     "generation_vanilla_transformer.py",
     "step_decoder_vanilla_transformer.py",
+    "integrity_vanilla_transformer.py",
     "eval_mode_vanilla_transformer.py",
 }
 MODEL_FILES = {f"{name}_vanilla_transformer.py" for name in ("configuration", "modeling", "kernels", "base")}

@@ -4,6 +4,7 @@
 `step_decoder_vanilla_transformer.py` computes the log-probabilities of each step.
 """
 
+import math
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, overload
@@ -17,7 +18,7 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
-from transformers.generation import GenerateBeamEncoderDecoderOutput
+from transformers.generation import GenerateBeamEncoderDecoderOutput, GenerationMode
 from transformers.generation.streamers import BaseStreamer
 
 from .base_vanilla_transformer import TOKENS_BEYOND_SOURCE
@@ -69,7 +70,7 @@ def gnmt_beam_search(
     tokens_beyond_source: int | None = TOKENS_BEYOND_SOURCE,
     final_streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
-) -> GenerateBeamEncoderDecoderOutput | torch.LongTensor:
+) -> GenerateBeamEncoderDecoderOutput | torch.Tensor:
     """Search for the hypotheses Y with the highest log P(Y|X) / ((5 + |Y|) / 6)^alpha.
 
     Pass this function to `generate()`, which prepares all arguments but `tokens_beyond_source` and `final_streamer`:
@@ -98,10 +99,10 @@ def gnmt_beam_search(
         `beam_indices`, and the other outputs of `generate()` that are requested, except the cache.
 
     Raises:
-        ValueError: If `do_sample` is set, or several sequences are to be streamed.
+        ValueError: If another kind of generation is asked for, such as sampling, the length penalty is not finite,
+            several sequences are to be streamed, or the model's output is not finite.
     """
-    if generation_config.do_sample:
-        raise ValueError("do_sample is set, but gnmt_beam_search does not sample; leave out one of the two")
+    _check_settings(generation_config)
     beams = generation_config.num_beams
     if final_streamer is not None:
         _stream_prompt(final_streamer, input_ids[::beams], generation_config.num_return_sequences)
@@ -116,8 +117,10 @@ def gnmt_beam_search(
         ids = search.alive.ids[:, :, : prompt_length + step]
         log_probs = decoder.step(ids, search.alive.parents[:, :, :step])
         if logits_processor:
-            rows = log_probs.expand(-1, beams, -1).flatten(0, 1)
-            log_probs = logits_processor(ids.flatten(0, 1), rows).unflatten(0, (batch, beams))
+            # Processors may write into the scores, and keep them: a row of its own for each beam, in new memory.
+            rows = log_probs.expand(-1, beams, -1).clone(memory_format=torch.contiguous_format).flatten(0, 1)
+            log_probs = logits_processor(ids.flatten(0, 1), rows)  # type: ignore[arg-type]  # it only names the kind of ids
+            log_probs = log_probs.unflatten(0, (batch, beams))
         _record(recorded, generation_config, decoder, log_probs)
         search.advance(step, log_probs, stopping_criteria, recorded.get("scores"))
         unfinished = search.can_improve(step).nonzero()[:, 0]  # rows of the batch
@@ -208,8 +211,9 @@ class BeamSearch:
         self.batch = len(limits)
         self.unfinished = torch.arange(self.batch, device=input_ids.device)  # rows of `_results`
         self.first_beam = self.unfinished[:, None] * self.beams  # row of [batch * beams], [batch, 1]
+        pad = generation_config._pad_token_tensor
         shape = (self.batch, self.beams, self.prompt_length + self.steps)
-        ids = input_ids.new_full(shape, int(generation_config._pad_token_tensor))
+        ids = input_ids.new_full(shape, -1 if pad is None else int(pad))  # without `<pad>` as generate() fills it
         ids[:, :, : self.prompt_length] = input_ids.view(self.batch, self.beams, -1)
         parents = input_ids.new_full((self.batch, self.beams, self.steps), -1)
         scores = torch.full((self.batch, self.beams), -torch.inf, device=input_ids.device)
@@ -230,6 +234,8 @@ class BeamSearch:
             stopping_criteria: Decide which hypotheses end.
             all_scores: What stopping criteria get as `scores`.
         """
+        if log_probs.shape[2] < self.candidates:  # one beam alone may not have enough continuations
+            log_probs = log_probs.expand(-1, self.beams, -1)
         scores, parents, tokens = best_continuations(self.alive.scores, log_probs, self.candidates)
         # parents = [[0, 0, 1, 0, ...]]: the best two candidates continue beam 0, the third one beam 1.
         length = self.prompt_length + step + 1
@@ -260,17 +266,41 @@ class BeamSearch:
         return self.alive.scores[:, 0] / penalty > self.finished.scores[:, self.wanted - 1]
 
     def drop_finished(self, unfinished: torch.Tensor) -> None:
-        """Go on with these sentences only, given by batch index, int64, [unfinished]."""
-        self._results.write(self.unfinished, self.finished)
+        """Go on with these sentences only, given by batch index, int64, [unfinished].
+
+        Raises:
+            ValueError: If the model's output was not finite.
+        """
+        self._save_results()
         self.unfinished, self.first_beam = self.unfinished[unfinished], self.first_beam[unfinished]
         self.limits, self.best_penalty = self.limits[unfinished], self.best_penalty[unfinished]
         self.alive, self.finished = self.alive.select(unfinished), self.finished.select(unfinished)
         self.batch = len(unfinished)
 
     def results(self) -> Hypotheses:
-        """Return the finished hypotheses of all sentences, [sentences, num_return_sequences], best first."""
-        self._results.write(self.unfinished, self.finished)
+        """Return the finished hypotheses of all sentences, [sentences, num_return_sequences], best first.
+
+        A sentence without any, because every token was forbidden, has the prompt alone, with score minus infinity.
+
+        Raises:
+            ValueError: If the model's output was not finite.
+        """
+        self._save_results()
         return self._results.first(self.wanted)
+
+    def _save_results(self) -> None:
+        """Store the finished hypotheses of the sentences in the batch.
+
+        A log-probability that is no number is the greatest for `topk`, stays in all sums, and is greater than no score,
+        so that it ends the search for its sentence: it is enough to look for it here.
+        """
+        if torch.cat([self.alive.scores, self.finished.scores]).isnan().any():
+            raise ValueError(
+                "the model's output is not finite, or that of a logits processor; "
+                "check the model's weights for NaN and infinity"
+            )
+        if self.finished is not self._results:  # something has ended
+            self._results.write(self.unfinished, self.finished)
 
 
 def best_continuations(
@@ -311,6 +341,20 @@ def best_continuations(
     return best, indices // per_beam, tokens.flatten(1).gather(1, indices)
 
 
+def _check_settings(generation_config: GenerationConfig) -> None:
+    """Raise ValueError for settings that ask for something else than this search."""
+    mode = generation_config.get_generation_mode()
+    if generation_config.do_sample:
+        raise ValueError("do_sample is set, but gnmt_beam_search does not sample; leave out one of the two")
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.BEAM_SEARCH):
+        raise ValueError(
+            f"the settings ask for {mode.value}, but gnmt_beam_search does not do that; leave out one of the two"
+        )
+    alpha = generation_config.length_penalty
+    if generation_config.num_beams > 1 and not math.isfinite(alpha):
+        raise ValueError(f"length_penalty is {alpha}; it must be a finite number")
+
+
 def _stream_prompt(streamer: BaseStreamer, prompt: torch.Tensor, sequences: int) -> None:
     """Put the prompt of each sentence, [batch, prompt length], or raise ValueError for several sequences."""
     if sequences > 1:
@@ -342,7 +386,7 @@ def _length_limits(
     batch: int,
 ) -> torch.Tensor:
     """Compute how many tokens may be generated for each source, int64, [batch]."""
-    memory, mask = model_kwargs["encoder_outputs"].last_hidden_state, model_kwargs.get("attention_mask")
+    memory, mask = model_kwargs["encoder_outputs"][0], model_kwargs.get("attention_mask")
     source_lengths = (memory.new_ones(memory.shape[:2]) if mask is None else mask.to(memory.device)).long().sum(dim=1)
     source_lengths = source_lengths.view(batch, -1)[:, 0]  # other models have each source once per beam
     limits = torch.full_like(source_lengths, generation_config.max_length - prompt_length)
@@ -357,10 +401,12 @@ def _record(
 ) -> None:
     """Append this step's values of all requested outputs."""
     step: dict[str, Any] = {}
+    if not generation_config.return_dict_in_generate:
+        return
     if generation_config.output_scores:
         step["scores"] = log_probs.expand(-1, generation_config.num_beams, -1).flatten(0, 1).clone()
     if (outputs := decoder.outputs) is not None:
-        if generation_config.output_logits:
+        if generation_config.output_logits and outputs.logits is not None:
             step["logits"] = outputs.logits[:, -1].float()
         if generation_config.output_attentions:
             step |= {name: outputs[name] for name in ("decoder_attentions", "cross_attentions")}
@@ -376,7 +422,7 @@ def _output(
     generation_config: GenerationConfig,
     model_kwargs: dict[str, Any],
     recorded: dict[str, tuple],
-) -> GenerateBeamEncoderDecoderOutput | torch.LongTensor:
+) -> GenerateBeamEncoderDecoderOutput | torch.Tensor:
     """Build what `generate()` returns, cut to the longest of the results, [batch, num_return_sequences]."""
     beam_indices = results.parents.flatten(0, 1)
     longest = int((beam_indices >= 0).sum(dim=1).max())
@@ -384,11 +430,13 @@ def _output(
     if not generation_config.return_dict_in_generate:
         return sequences
     encoder_outputs = model_kwargs["encoder_outputs"]
-    return GenerateBeamEncoderDecoderOutput(
-        sequences=sequences,
-        sequences_scores=results.scores.flatten(),
-        beam_indices=beam_indices[:, :longest],
-        encoder_attentions=encoder_outputs.get("attentions") if generation_config.output_attentions else None,
-        encoder_hidden_states=encoder_outputs.get("hidden_states") if generation_config.output_hidden_states else None,
+    outputs: dict[str, Any] = {
+        "sequences": sequences,
+        "sequences_scores": results.scores.flatten(),
+        "beam_indices": beam_indices[:, :longest],
         **recorded,
-    )
+    }
+    for name in ("attentions", "hidden_states"):
+        if getattr(generation_config, f"output_{name}"):
+            outputs[f"encoder_{name}"] = encoder_outputs.get(name)
+    return GenerateBeamEncoderDecoderOutput(**outputs)

@@ -7,7 +7,6 @@
 from typing import Any, Protocol
 
 import torch
-from torch import nn
 from torch.nn import functional as F
 from transformers import (
     DynamicCache,
@@ -17,8 +16,14 @@ from transformers import (
 )
 from transformers.modeling_outputs import Seq2SeqLMOutput
 
+from .integrity_vanilla_transformer import decodes_as_written
+
 INITIAL_POSITIONS = 32  # A cache begins with room for so many positions.
 FEW_ROWS = 8  # Up to so many rows, BLAS computes (W x^T)^T up to twice as fast as x W^T, for the output matrix W.
+
+
+# Arguments of the model that the incremental decoder knows.
+USUAL_INPUTS = {"encoder_outputs", "attention_mask", "past_key_values", "use_cache", "logits_to_keep"}
 
 
 class StepDecoder(Protocol):
@@ -56,50 +61,79 @@ def select_decoder(
     steps: int,
 ) -> StepDecoder:
     """Choose the incremental decoder, unless the model or what is asked for needs `forward` and its cache."""
-    cache = model_kwargs.get("past_key_values")
-    usual = {"encoder_outputs", "attention_mask", "past_key_values", "use_cache", "logits_to_keep"}
+    memory, mask = model_kwargs["encoder_outputs"][0], model_kwargs.get("attention_mask")
     if (
         prompt.shape[1] == 1
         and not any(getattr(generation_config, f"output_{name}") for name in ("logits", "attentions", "hidden_states"))
-        and all(value is None or name in usual for name, value in model_kwargs.items())
-        and isinstance(cache, EncoderDecoderCache)
-        and type(cache.self_attention_cache) is DynamicCache
-        and cache.get_seq_length() == 0
+        and all(value is None or name in USUAL_INPUTS for name, value in model_kwargs.items())
+        and _is_new_cache(model_kwargs.get("past_key_values"))
+        and _are_plain(memory, mask)
         and IncrementalDecoder.supports(model)
+        and (memory.dtype, memory.device) == (model.lm_head.weight.dtype, model.lm_head.weight.device)
     ):
         # generate() repeated each source for its beams, which share it here: the first row of each is enough.
-        memory, mask = model_kwargs["encoder_outputs"].last_hidden_state, model_kwargs.get("attention_mask")
         return IncrementalDecoder(model, memory[::beams], mask if mask is None else mask[::beams], beams, steps)
-    return CachedDecoder(model, model_kwargs)
+    return CachedDecoder(model, model_kwargs, generation_config)
+
+
+def _is_new_cache(cache: Any) -> bool:
+    """Check that a cache is the one that `generate()` makes, and that nothing is in it, such as a prefix."""
+    return (
+        type(cache) is EncoderDecoderCache
+        and type(cache.self_attention_cache) is DynamicCache
+        and type(cache.cross_attention_cache) is DynamicCache
+        and cache.get_seq_length() == 0
+        and not any(cache.is_updated.values())
+    )
+
+
+def _are_plain(memory: Any, mask: Any) -> bool:
+    """Check that both are plain tensors on the same device, of the usual shapes; the mask may be None."""
+    return (
+        type(memory) is torch.Tensor
+        and memory.dim() == 3
+        and (mask is None or (type(mask) is torch.Tensor and mask.dim() == 2 and mask.device == memory.device))
+    )
 
 
 class CachedDecoder:
     """Any encoder-decoder model, through its `forward` and the cache that `generate()` prepared for it."""
 
-    def __init__(self, model: PreTrainedModel, model_kwargs: dict[str, Any]) -> None:
-        self.model, self.model_kwargs = model, model_kwargs
+    def __init__(
+        self, model: PreTrainedModel, model_kwargs: dict[str, Any], generation_config: GenerationConfig
+    ) -> None:
+        # Without types: generation methods are those of a mixin, which a model has or has not.
+        self.model: Any = model
+        self.model_kwargs, self.generation_config = model_kwargs, generation_config
         self.outputs: Seq2SeqLMOutput | None = None
 
     def step(self, ids: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
         """Compute the log-probabilities of the next token, see `StepDecoder`."""
         batch, beams, steps = parents.shape
-        cache = self.model_kwargs.get("past_key_values")
-        if steps and cache is not None:
-            rows = parents[:, :, -1].flatten()
-            if hasattr(self.model, "_reorder_cache"):
-                self.model._reorder_cache(cache, rows)
-            else:
-                cache.reorder_cache(rows)
-        newest = 1 if steps and self.model_kwargs["use_cache"] else None
-        inputs = self.model.prepare_inputs_for_generation(
-            ids.flatten(0, 1), next_sequence_length=newest, **self.model_kwargs
-        )
-        outputs: Seq2SeqLMOutput = self.model(**inputs, return_dict=True)
+        rows = ids.flatten(0, 1)
+        if steps == 0:
+            outputs = self.model._prefill(rows, self.generation_config, self.model_kwargs)
+        else:
+            self._reorder_cache(parents[:, :, -1].flatten())
+            newest = 1 if self.model_kwargs["use_cache"] else None
+            inputs = self.model.prepare_inputs_for_generation(rows, next_sequence_length=newest, **self.model_kwargs)
+            outputs = self.model(**inputs, return_dict=True)
         self.outputs = outputs
         self.model_kwargs = self.model._update_model_kwargs_for_generation(
             outputs, self.model_kwargs, is_encoder_decoder=True
         )
-        return F.log_softmax(outputs.logits[:, -1].float(), dim=-1).unflatten(0, (batch, beams))
+        logits = outputs.logits[:, -1].to(ids.device, torch.float32)
+        return F.log_softmax(logits, dim=-1).unflatten(0, (batch, beams))
+
+    def _reorder_cache(self, rows: torch.Tensor) -> None:
+        """Give each beam the keys and values of the beam that it continues, int64, [batch * beams]."""
+        cache = self.model_kwargs.get("past_key_values")
+        if cache is None:
+            return
+        if hasattr(self.model, "_reorder_cache"):
+            self.model_kwargs["past_key_values"] = self.model._reorder_cache(cache, rows)
+        else:
+            cache.reorder_cache(rows)
 
     def select(self, rows: torch.Tensor) -> bool:
         """Keep all sentences: what else the model is given may depend on the rows of the batch."""
@@ -125,9 +159,9 @@ class IncrementalDecoder:
     outputs: Seq2SeqLMOutput | None = None
 
     def __init__(
-        self, model: PreTrainedModel, memory: torch.Tensor, source_mask: torch.Tensor | None, beams: int, steps: int
+        self, model: Any, memory: torch.Tensor, source_mask: torch.Tensor | None, beams: int, steps: int
     ) -> None:
-        self.decoder = model.model.decoder
+        self.decoder: Any = model.model.decoder
         self.output_matrix = aligned(model.lm_head.weight)  # [vocabulary, d_model]
         self.positions = self.decoder.positions(torch.arange(steps, device=memory.device))  # [steps, d_model]
         self.beams = beams
@@ -145,23 +179,8 @@ class IncrementalDecoder:
 
     @classmethod
     def supports(cls, model: PreTrainedModel) -> bool:
-        """Decide whether the model's decoder computes what this class does: no dropout, adapter, hook or split."""
-        if (
-            model.config.model_type != "vanilla_transformer"
-            or model.training
-            or not model._logits_are_a_plain_product()
-        ):
-            return False
-        if torch.is_autocast_enabled(model.device.type):
-            return False
-        for module in model.model.decoder.modules():
-            file = type(module).__module__
-            known = file.startswith(("torch.nn.modules.", "transformers.activations"))
-            known |= file.rpartition(".")[2] == "modeling_vanilla_transformer"
-            hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
-            if not known or hooked or module._compiled_call_impl is not None:
-                return False
-        return True
+        """Check that the model's decoder computes what this class does: that nobody has modified anything."""
+        return decodes_as_written(model)
 
     def step(self, ids: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
         """Compute the log-probabilities of the next token, see `StepDecoder`.
@@ -209,7 +228,7 @@ class IncrementalLayer:
     and norms are called as functions of their weights, and the projections to queries, keys and values are one product.
     """
 
-    def __init__(self, layer: nn.Module, memory: torch.Tensor, beams: int) -> None:
+    def __init__(self, layer: Any, memory: torch.Tensor, beams: int) -> None:
         own, cross = layer.self_attn, layer.encoder_attn
         projections = (own.q_proj, own.k_proj, own.v_proj)
         self.qkv = torch.cat([part.weight for part in projections]), torch.cat([part.bias for part in projections])

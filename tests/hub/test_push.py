@@ -32,6 +32,7 @@ PIPELINE_FILES = {
     "pipeline_vanilla_transformer.py",
     "generation_vanilla_transformer.py",
     "step_decoder_vanilla_transformer.py",
+    "integrity_vanilla_transformer.py",
     "eval_mode_vanilla_transformer.py",
 }
 ANSWERS = ("AutoConfig: ", "AutoTokenizer: ", "AutoModel: ", "AutoModelForSeq2SeqLM: ")

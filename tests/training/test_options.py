@@ -16,6 +16,7 @@ from vanilla_transformer.training.options import (
     REFUSED,
     Range,
     check_metric,
+    describe_fate,
     find_ineffective,
 )
 from vanilla_transformer.training.recipe import PaperTrainingArguments
@@ -90,6 +91,20 @@ def test_what_this_trainer_can_not_obey_is_refused_with_the_reason(name):
         make_arguments(**{name: other})
     assert str(error.value).startswith(f"{name} is {other!r}; it must be ") and str(error.value).endswith(reason)
     make_arguments(**{name: allowed[-1]})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("adam_beta2", "obeyed; a number of at least 0 and below 1; without effect if optim is not Adam"),
+        ("sortish_sampler", "must be False: a batch always holds pairs of similar length, and batches come in random"),
+        ("use_cache", "without effect: the model's own use_cache stays"),
+        ("eval_strategy", "obeyed; one of no, steps, epoch"),
+        ("report_to", "obeyed"),
+    ],
+)
+def test_the_fate_of_an_argument_is_described(name, words):
+    assert describe_fate(name).startswith(words)
 
 
 def test_ranges_describe_themselves():

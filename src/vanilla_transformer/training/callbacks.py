@@ -91,4 +91,16 @@ class SampleTranslations(TrainerCallback):
         if not state.is_world_process_zero:
             return
         for (source, reference), (translation,) in zip(self.pairs, translations, strict=True):
-            print(f"  source      {source}\n  reference   {reference}\n  translation {translation.text}\n")
+            print_safely(f"  source      {source}\n  reference   {reference}\n  translation {translation.text}\n")
+
+
+def print_safely(text: str) -> None:
+    """Print text that never ends a run, though the stream may have another encoding, be closed, or on a full disk."""
+    try:
+        try:
+            print(text)
+        except UnicodeEncodeError:
+            encoding = sys.stdout.encoding or "ascii"
+            print(text.encode(encoding, errors="backslashreplace").decode(encoding))
+    except (OSError, ValueError):  # ValueError: the stream is closed
+        pass

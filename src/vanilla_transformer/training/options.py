@@ -279,6 +279,23 @@ def check_metric(args: Any) -> None:
     raise UserError(f"metric_for_best_model is {metric!r}; it must be one of {', '.join(names)}{why}")
 
 
+def describe_fate(name: str) -> str:
+    """Describe what happens to a training argument, for the documentation.
+
+    Args:
+        name: Name of the argument.
+    """
+    if name in REFUSED:
+        accepted, reason = REFUSED[name]
+        return f"must be {' or '.join(map(repr, accepted))}: {reason}"
+    if name in NO_EFFECT:
+        return f"without effect: {NO_EFFECT[name]}"
+    words = [str(RANGES[name])] if name in RANGES else []
+    words += [f"one of {', '.join(str(choice.value) for choice in CHOICES[name])}"] if name in CHOICES else []
+    words += [f"without effect if {reason}" for names, (_, reason) in CONDITIONAL.items() if name in names]
+    return "; ".join(["obeyed", *words])
+
+
 def find_ineffective(args: Any, given: Iterable[str], further: Mapping[str, str] | None = None) -> dict[str, str]:
     """Return the reason for each argument that was given and has no effect, by name.
 

@@ -387,3 +387,24 @@ def test_ctrl_c_before_training_ends_without_traceback(data, tmp_path):
     rest = process.stdout.read()
     assert process.wait() == 130 and "Traceback" not in rest
     assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+def test_a_run_killed_in_its_first_checkpoint_starts_over_with_its_options(
+    run_script, data, tmp_path, monkeypatch, caplog, finished
+):
+    """By resuming with nothing else on the command line."""
+
+    def kill(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("vanilla_transformer.training.checkpoints.write_manifest", kill)
+    options = ["--num_train_epochs", "1", "--metric_for_best_model", "eval_loss", "--disable_tqdm", "True", "--use_cpu"]
+    assert run_script("train", "--output_dir", tmp_path / "run", *data, *SMALL, *options)[0] == 130
+    monkeypatch.undo()
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {"tmp-checkpoint", "run.json", ".lock"}
+    code, _, err = run_script("train", "--output_dir", tmp_path / "run", "--resume_from_checkpoint")
+    assert code == 0, err
+    assert "has no complete checkpoint yet: the run starts from the beginning" in caplog.text
+    weights, others = (load_file(Path(run, "model.safetensors")) for run in (tmp_path / "run", finished))
+    assert all((weights[name] == others[name]).all() for name in weights)

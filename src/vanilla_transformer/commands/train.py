@@ -111,6 +111,9 @@ def main(argv: list[str] | None = None) -> None:
                 stack.callback(lock_run(str(training.output_dir)).release)
         if checkpoint is not None:
             options = resume_options(given, checkpoint)
+        elif training.resume_from_checkpoint is not None:  # killed before the first checkpoint
+            values = merge_options(read_record(str(training.output_dir)).get("options", {}), given)
+            options = Options(*make_options(values), values)
         elif options.model.model_name_or_path is not None:
             check_fine_tuning(given)
         ineffective = check_options(options.model, options.data, options.training, set(given))
@@ -234,6 +237,7 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
 
     recorder = RunRecorder(
         command,
+        options=options.kept()["options"],
         model=options.model.describe(),
         data=asdict(data) | {"train_pairs": None if data.streaming else len(train_data)},  # type: ignore[arg-type] # a data set
     )

@@ -16,6 +16,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data.files import check_writable, in_use
 from ..errors import UserError
+from .record import RECORD_NAME, RECORD_PART_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ STAGING_NAME = "tmp-checkpoint"
 STAGING_MODEL_NAME = "tmp-model"
 LOCK_NAME = ".lock"
 # What a run that was killed before its first checkpoint may leave in its folder; "runs" are TensorBoard's logs.
-LEFTOVERS = {STAGING_NAME, STAGING_MODEL_NAME, LOCK_NAME, "runs"}
+LEFTOVERS = {STAGING_NAME, STAGING_MODEL_NAME, LOCK_NAME, RECORD_NAME, RECORD_PART_NAME, "runs"}
 
 
 def lock_run(output_dir: str | Path) -> filelock.BaseFileLock:

@@ -18,6 +18,7 @@ from .. import __version__
 from ..errors import UserError
 
 RECORD_NAME = "run.json"
+RECORD_PART_NAME = "run.part"  # until it is complete
 # Training arguments that influence the model.
 _RECIPE = (
     *("per_device_train_tokens", "gradient_accumulation_steps", "learning_rate", "lr_scheduler_type", "warmup_steps"),
@@ -37,7 +38,7 @@ _RECIPE = (
 
 
 class RunRecorder(TrainerCallback):
-    """Write `run.json` into the run's folder, with each checkpoint and at the end of training.
+    """Write `run.json` into the run's folder, at the beginning, with each checkpoint and at the end of training.
 
     Sections of the record: "command", the command line; the given ones, such as "model" and "data"; "recipe", the
     arguments that influence the model; "result", with steps, epochs, minutes, the last validation and the step of the
@@ -53,6 +54,12 @@ class RunRecorder(TrainerCallback):
         """
         self.command = command
         self.sections = sections
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Write a first record, from which a run that is killed before its first checkpoint takes its options."""
+        self.on_save(args, state, control)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write the record beside a new checkpoint."""
@@ -103,7 +110,7 @@ class RunRecorder(TrainerCallback):
 def write_record(folder: str | Path, record: dict[str, Any]) -> None:
     """Write `run.json` atomically, replacing an existing one."""
     path = Path(folder, RECORD_NAME)
-    part = path.with_suffix(".part")
+    part = path.with_name(RECORD_PART_NAME)
     part.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
 

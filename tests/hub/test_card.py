@@ -226,7 +226,7 @@ def deviating(config: VanillaTransformerConfig, tokenizer, record=None, **decodi
 
 def paper_record(preset: str) -> dict:
     """The record of a run by the paper's recipe."""
-    defaults = {name: field.default for name, field in PaperTrainingArguments.__dataclass_fields__.items()}
+    defaults = PaperTrainingArguments("unused", use_cpu=True).to_dict()
     record = deepcopy(RECORD)
     record["recipe"] = {name: defaults[name] for name in RECORD["recipe"]}
     d_model = VanillaTransformerConfig.preset(preset).d_model

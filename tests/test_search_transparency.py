@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import PAD, padded, random_ids, small_config, small_model
+from helpers import PAD, padded, random_ids, small_config, small_model, wordy_model
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -22,9 +22,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import vanilla_transformer
 from vanilla_transformer import (
     VanillaTransformerForConditionalGeneration,
+    VanillaTransformerTranslationPipeline,
     gnmt_beam_search,
 )
 from vanilla_transformer import modeling_vanilla_transformer as modeling
+from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.integrity_vanilla_transformer import (
     DECODING_CODE_DIGEST,
     code_digest,
@@ -535,3 +537,20 @@ def test_encoder_outputs_and_limits_in_any_form(model):
         )
     ]
     assert longest == [10, 10, 10]
+
+
+def test_stop_strings_end_a_translation():
+    tokenizer = train_tokenizer(["a dog runs", "two dogs run on the green grass"] * 2, 280)
+    model = wordy_model(tokenizer)
+    batch = tokenizer("two dogs run on the grass", return_tensors="pt")
+    settings = SETTINGS | {"max_new_tokens": 20, "no_repeat_ngram_size": 1, "tokenizer": tokenizer}
+    whole = model.generate(**batch, custom_generate=gnmt_beam_search, **settings)[0]
+    stop = [tokenizer.decode(whole[3:4])]
+    ours = model.generate(**batch, custom_generate=gnmt_beam_search, stop_strings=stop, **settings)
+    expected = model.generate(**batch, early_stopping="never", stop_strings=stop, **settings)
+    assert rows(ours) == rows(expected)
+    assert stop[0] in tokenizer.decode(ours[0]) and len(ours[0]) < len(whole)
+    del settings["tokenizer"]
+    pipe = VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device="cpu")
+    (translation,) = pipe("two dogs run on the grass", stop_strings=stop, return_tensors=True, **settings)
+    assert translation["translation_token_ids"].tolist() == rows(ours)[0]

@@ -1,6 +1,7 @@
 """What transformers needs of every part of the model: initialization, embeddings that are resized, length limits."""
 
 import copy
+import inspect
 import os
 from typing import Any
 
@@ -207,6 +208,18 @@ class VanillaTransformerGenerationMixin(GenerationMixin):
             value = copy.deepcopy(value)
             value.max_length = LIMIT_BY_SOURCE
         self._generation_config = value
+
+    def _extract_generation_mode_kwargs(  # type: ignore[override] # the rest passes through args
+        self: Any, custom_generate: Any, kwargs: dict[str, Any], *args: Any, **others: Any
+    ) -> dict[str, Any]:
+        """Keep the tokenizer for stop strings where a function searches: transformers 5.23 drops it."""
+        tokenizer = kwargs.get("tokenizer")
+        mode_kwargs = super()._extract_generation_mode_kwargs(  # type: ignore[misc] # the mixin has a protocol for `self`
+            custom_generate, kwargs, *args, **others
+        )
+        if callable(custom_generate) and "tokenizer" in inspect.signature(custom_generate).parameters:
+            mode_kwargs["tokenizer"] = tokenizer
+        return mode_kwargs
 
     def _prepare_generated_length(  # type: ignore[override] # the rest passes through kwargs
         self: Any,

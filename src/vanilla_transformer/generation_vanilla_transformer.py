@@ -16,6 +16,7 @@ from transformers import (
     LogitsProcessorList,
     MaxLengthCriteria,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
     StoppingCriteriaList,
 )
 from transformers.generation import GenerateBeamEncoderDecoderOutput, GenerationMode
@@ -69,6 +70,7 @@ def gnmt_beam_search(
     generation_config: GenerationConfig,
     tokens_beyond_source: int | None = TOKENS_BEYOND_SOURCE,
     final_streamer: BaseStreamer | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
     **model_kwargs: Any,
 ) -> GenerateBeamEncoderDecoderOutput | torch.Tensor:
     """Search for the hypotheses Y with the highest log P(Y|X) / ((5 + |Y|) / 6)^alpha.
@@ -91,6 +93,8 @@ def gnmt_beam_search(
             `max_new_tokens` or `max_length`; None for these two alone.
         final_streamer: Receives the prompt, and after the search the best sequence token by token. (`generate()` does
             not pass its own `streamer` to a function.)
+        tokenizer: For `stop_strings`, of which `generate()` makes a stopping criterion. With a model of another kind,
+            which drops the tokenizer before, give a `StopStringCriteria` in `stopping_criteria` instead.
         **model_kwargs: Arguments of the model's forward: `encoder_outputs`, `attention_mask`, the cache.
 
     Returns:

@@ -120,6 +120,8 @@ class VanillaTransformerTranslationPipeline(Pipeline):
     def _generate(self, sources: dict[str, torch.Tensor], generate_kwargs: dict[str, Any]) -> torch.Tensor:
         """Run `generate()` in eval mode; int64 of shape [sources * num_return_sequences, length]."""
         settings = self._complete(dict(generate_kwargs), sources["attention_mask"].sum(dim=1))
+        if self._setting("stop_strings", settings) is not None:
+            settings.setdefault("tokenizer", self.tokenizer)
         with eval_mode(self.model):
             output = self.model.generate(**sources, **settings)
         return output if isinstance(output, torch.Tensor) else output.sequences

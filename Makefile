@@ -4,6 +4,7 @@
 # make lint-workflows  actionlint on .github/workflows; its package loads the program from GitHub, so not in make lint
 # make format          let ruff rewrite the code
 # make coverage        the suite with branch coverage of src, subprocesses included; fails below the bound in pyproject.toml
+# make docs            write docs/options.md from the options' definitions
 # make dist            sdist and wheel in dist/
 # make test-lowest     the suite with the lowest versions that pyproject.toml admits
 # make clean           remove what these targets made
@@ -30,7 +31,7 @@ define CHECK_PYTHON
 		"name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 endef
 
-.PHONY: demo test lint lint-workflows format coverage dist test-lowest clean
+.PHONY: demo test lint lint-workflows format coverage docs dist test-lowest clean
 
 # Each demo starts over.
 demo: $(INSTALLED)
@@ -70,6 +71,9 @@ coverage: $(INSTALLED_TEST)
 	$(BIN)/coverage run -m pytest $(PYTEST_FLAGS)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
+
+docs: $(INSTALLED_TEST)
+	$(BIN)/python scripts/document_options.py
 
 dist: $(INSTALLED_TEST)
 	rm -rf dist

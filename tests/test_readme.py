@@ -1,12 +1,13 @@
-"""The README's commands and those of `make demo`, run as written, with training cut to a few steps."""
+"""The commands and examples of README.md, docs/ and `make demo`, run as written, with training cut to a few steps."""
 
 import re
+import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from helpers import write_fairseq_checkpoint
+from programs import run_program
 
 from vanilla_transformer.cli import COMMANDS
 from vanilla_transformer.data.numbers import number_pairs
@@ -23,18 +24,28 @@ SMALL_BENCHMARKS = {
     "benchmarks/decoding.py": "--presets tiny --vocab_size 300 --batch_sizes 2 --batches 1 --new_tokens 3 --rounds 1",
 }
 RUN_ELSEWHERE = "benchmarks/engines.py"  # minutes: the slow test of tests/convert/test_export.py runs it
+# Each page uses what the pages before it made.
+PAGES = (
+    "README.md",
+    "docs/command_line.md",
+    "docs/training.md",
+    "docs/decoding.md",
+    "docs/sharing.md",
+    "docs/benchmarks.md",
+)
 
 
-def blocks(language: str) -> list[str]:
-    """The README's code blocks of a language; "" for those of none."""
-    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", (ROOT / "README.md").read_text(), flags=re.DOTALL | re.MULTILINE)
-    return [text for name, text in fenced if name == language]
+def blocks(page: str, language: str) -> list[str]:
+    """The code blocks of a page in a language; "" for those of none."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    return [block for name, block in fenced if name == language]
 
 
-def readme_commands() -> list[str]:
+def page_commands(page: str) -> list[str]:
     """Every command line of the package, lines that end in a backslash joined."""
-    lines = "".join(blocks("sh")).replace("\\\n", " ").splitlines()
-    return [line for line in lines if "vanilla-transformer " in line or "scripts/" in line]
+    lines = "".join(blocks(page, "sh")).replace("\\\n", " ").splitlines()
+    return [line for line in lines if re.search(r"vanilla-transformer |-m vanilla_transformer |scripts/", line)]
 
 
 def demo_commands() -> list[str]:
@@ -72,33 +83,76 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(command: str, folder: Path) -> str:
-    if "vanilla-transformer train" in command or "scripts/benchmarks/reproduce_multi30k.py" in command:
+    """Run a command line of the form `[cat FILE |] COMMAND [> FILE]`; returns what it printed."""
+    if "vanilla-transformer train " in command or "scripts/benchmarks/reproduce_multi30k.py" in command:
         command += f" {FEW_STEPS}"
     for script, flags in SMALL_BENCHMARKS.items():
         if f"scripts/{script}" in command:
             command += f" {flags}"
-    command = re.sub(r"\bpython\b", sys.executable, command, count=1)
-    command = command.replace("vanilla-transformer ", f"{sys.executable} -m vanilla_transformer ", 1)
-    finished = subprocess.run(command, shell=True, cwd=folder, capture_output=True, text=True)
-    assert finished.returncode == 0, f"{command}\n{finished.stderr[-2000:]}"
-    return finished.stdout
+    source, bar, rest = command.rpartition(" | ")
+    words = shlex.split(rest, comments=True)
+    words, output = (words[:-2], words[-1]) if words[-2] == ">" else (words, None)
+    words = words[1:] if words[0] == "python" else ["-m", "vanilla_transformer", *words[1:]]
+    finished = run_program(words, folder, stdin=folder / source.removeprefix("cat ") if bar else None)
+    assert finished.status == 0, f"{command}\n{finished.err[-2000:]}"
+    if output:
+        (folder / output).write_text(finished.out, encoding="utf-8")
+    return finished.out
 
 
-def test_commands_run_as_written(folder):
-    """One test, since each command needs what the one before it made."""
-    commands = readme_commands()
-    shown = set(re.findall(r"vanilla-transformer (\w+)", " ".join(commands)))
-    assert shown == set(COMMANDS), "the README shows every command"
-    for command in [command for command in commands if RUN_ELSEWHERE not in command]:
-        output = run(command, folder)
-        assert output or ">" in command or "--output_file" in command, f"{command} printed nothing"
-    for code in blocks("python"):
-        finished = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
-        assert finished.returncode == 0, finished.stderr[-2000:]
+@pytest.fixture(scope="module")
+def run_page(folder):
+    """Run the commands and then the Python examples of a page, and before that of the pages that it builds on."""
+    done = []
+
+    def run_once(page: str) -> None:
+        for other in PAGES[: PAGES.index(page) + 1]:
+            if other in done:
+                continue
+            done.append(other)
+            for command in [command for command in page_commands(other) if RUN_ELSEWHERE not in command]:
+                output = run(command, folder)
+                assert output or ">" in command or "--output_file" in command, f"{command} printed nothing"
+            for code in blocks(other, "python"):
+                finished = run_program(["-c", code], folder)
+                assert finished.status == 0, f"{other}\n{finished.err[-2000:]}"
+
+    return run_once
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_commands_and_examples_run_as_written(run_page, page):
+    run_page(page)
+
+
+def test_every_command_and_benchmark_is_shown():
+    commands = " ".join(command for page in PAGES for command in page_commands(page))
+    assert set(re.findall(r"vanilla-transformer (\w+)", commands)) == set(COMMANDS)
+    benchmarks = {path.stem for path in (ROOT / "scripts" / "benchmarks").glob("*.py")} - {"common"}
+    assert set(re.findall(r"scripts/benchmarks/(\w+)\.py", commands)) == benchmarks
 
 
 def test_make_demo_is_what_the_readme_gives_for_plain_pip():
-    train, evaluate, translate = (command.split() for command in demo_commands())
-    readme = [command.split() for command in readme_commands()]
-    assert train in readme and evaluate in readme
+    train, evaluate, translate, plot = (command.split() for command in demo_commands())
+    readme = [command.split() for command in page_commands("README.md")]
+    assert train in readme and evaluate in readme and plot in readme
     assert translate[:4] in [command[:4] for command in readme]
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1_500
+
+
+def test_links_lead_to_files_and_headings_that_exist():
+    broken = []
+    for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]:
+        for link in re.findall(r"\]\((?!https?:)([^)\s]+)\)", path.read_text(encoding="utf-8")):
+            name, _, anchor = link.partition("#")
+            target = (path.parent / name).resolve() if name else path
+            if not target.exists():
+                broken.append(f"{path.name}: {link}")
+            elif anchor:
+                titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
+                if anchor not in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}:
+                    broken.append(f"{path.name}: {link}")
+    assert not broken

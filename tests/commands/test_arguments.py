@@ -51,6 +51,21 @@ def test_both_spellings_and_positional_arguments_are_parsed(parser):
 
 
 @pytest.mark.parametrize(
+    ("argv", "early", "words"),
+    [
+        (["--early", "a", "b"], True, ["a", "b"]),
+        (["--early", "False", "a"], False, ["a"]),
+        (["--early=no", "a"], False, ["a"]),
+        (["a", "--early"], True, ["a"]),
+        (["--early", "--", "no", "--early"], True, ["no", "--early"]),
+    ],
+)
+def test_a_switch_takes_no_positional_argument_for_its_value(parser, argv, early, words):
+    (arguments,) = parser.parse(["--output_dir", "out", *argv])
+    assert (arguments.early, arguments.words) == (early, words)
+
+
+@pytest.mark.parametrize(
     ("argv", "message"),
     [
         (["--output_dir", "out", "--num_beam=2"], "unrecognized arguments: --num_beam=2; did you mean --num_beams?"),

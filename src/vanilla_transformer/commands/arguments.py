@@ -16,6 +16,9 @@ from ..generation_vanilla_transformer import search_settings
 from ..inference.loading import find_device, load
 from ..inference.settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, TOO_LONG, check_settings
 
+# What HfArgumentParser takes for a switch's value, in small letters.
+TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
+
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
     """Show an option by one spelling, and its default only where it says something."""
@@ -108,6 +111,11 @@ class CommandParser(HfArgumentParser):
         formatter.add_text(self.epilog)
         return formatter.format_help()
 
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]  # overloaded there
+        """Parse as argparse does, after `_complete_switches`."""
+        words = sys.argv[1:] if args is None else args
+        return super().parse_known_args(self._complete_switches(list(words)), namespace)
+
     def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Parse the words of the command line, by default those of this process, into the dataclasses."""
         self._refuse_unknown(self.parse_known_args(argv)[1])
@@ -131,6 +139,24 @@ class CommandParser(HfArgumentParser):
         namespace = Namespace(**{action.dest: not_given for action in self._actions if action.option_strings})
         self.parse_known_args(argv, namespace)
         return {name for name, value in vars(namespace).items() if value is not not_given}
+
+    def _complete_switches(self, argv: list[str]) -> list[str]:
+        """Write a switch without a value as `--json=True`, so that it takes no positional argument for its value."""
+        if all(action.option_strings for action in self._actions):
+            return argv
+        switches = {
+            spelling
+            for action in self._actions
+            if action.nargs == "?" and action.const is True
+            for spelling in action.option_strings
+        }
+        end = argv.index("--") if "--" in argv else len(argv)
+        options, following = argv[:end], [word.lower() for word in [*argv[1:end], ""]]
+        completed = [
+            f"{word}=True" if word in switches and next_word not in TRUTH_VALUES else word
+            for word, next_word in zip(options, following, strict=False)
+        ]
+        return completed + argv[end:]
 
     def error(self, message: str) -> NoReturn:
         """End the process with one line and status 2, without argparse's usage."""

@@ -8,16 +8,28 @@ from importlib import import_module
 from pathlib import Path
 
 from vanilla_transformer.cli import COMMANDS
+from vanilla_transformer.inference import settings
+from vanilla_transformer.training import options
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
 INTRODUCTION = """\
 # All options of all commands
 
 Written by `make docs` from the options' definitions; a test compares. Options that are not given have the default;
-"-" is none. A value of another type, or one that is not among the allowed ones, is refused in one line, and so is an
-option that a command does not have. `--help` and `--traceback` go with every command.
+"-" is none. A value of another type, or one that is not allowed, is refused in one line before anything else happens,
+and so is an option that a command does not have. `--help` and `--traceback` go with every command.
 """
-HEAD = "| option | type | default | allowed | effect |\n|---|---|---|---|---|\n"
+HEAD = "| option | type | default | allowed | effect | what happens |\n|---|---|---|---|---|---|\n"
+# Ranges of the options of the search, which inference/settings.py checks.
+SETTINGS = {
+    "num_beams": f"a whole number from 1 to {settings.MAX_BEAMS}",
+    "length_penalty": f"a number from -{settings.MAX_LENGTH_PENALTY:g} to {settings.MAX_LENGTH_PENALTY:g}",
+    "max_new_tokens": f"a whole number from 1 to {settings.MAX_NEW_TOKENS}",
+    "batch_tokens": "a whole number of at least 1",
+    "max_source_length": "a whole number of at least 2",
+    "too_long": ", ".join(f"`{value}`" for value in settings.TOO_LONG),
+    "num_return_sequences": "a whole number from 1 to num_beams",
+}
 TYPES = {"string_to_bool": "bool", "make_choice_type_function": "str"}
 
 
@@ -36,12 +48,42 @@ def cell(text: str) -> str:
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
-def row(action: Action) -> str:
-    """Describe an option: name, type, default, allowed values, effect."""
+def allowed_values(action: Action, command: str) -> str:
+    """List the values that an option may have, or say which numbers."""
+    name = action.dest
+    if command == "train":
+        if name in options.REFUSED:
+            return " or ".join(f"`{value}`" for value in options.REFUSED[name][0])
+        if name in options.RANGES:
+            return str(options.RANGES[name])
+        if name in options.CHOICES:
+            return ", ".join(f"`{choice.value}`" for choice in options.CHOICES[name])
+    elif name in SETTINGS:
+        return SETTINGS[name]
+    return ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else "-"
+
+
+def what_happens(action: Action, command: str) -> str:
+    """Say whether an option is obeyed, refused or without effect."""
+    name = action.dest
+    if command != "train":
+        return "obeyed"
+    if name in options.REFUSED:
+        return f"other values are refused: {options.REFUSED[name][1]}"
+    if name in options.NO_EFFECT:
+        return f"no effect, which is reported: {options.NO_EFFECT[name]}"
+    for names, (_, reason) in options.CONDITIONAL.items():
+        if name in names:
+            return f"obeyed; no effect, which is reported, where {reason}"
+    return "obeyed"
+
+
+def row(action: Action, command: str) -> str:
+    """Describe an option: name, type, default, allowed values, effect, and what happens to it."""
     name = f"`--{action.dest}`" if action.option_strings else f"`{action.dest}`"
     default = "required" if action.required else "-" if action.default in (None, [], "") else f"`{action.default}`"
-    allowed = ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else "-"
-    return f"| {name} | {type_name(action)} | {cell(default)} | {cell(allowed)} | {cell(action.help or '')} |"
+    cells = [default, allowed_values(action, command), action.help or "", what_happens(action, command)]
+    return f"| {name} | {type_name(action)} | {' | '.join(map(cell, cells))} |"
 
 
 def describe(command: str) -> str:
@@ -53,7 +95,7 @@ def describe(command: str) -> str:
             f"\n### {command}: {title}\n\n| option | type | default | allowed | effect |\n|---|---|---|---|---|\n"
         )
         shown = [action for action in actions if action.const is not False]  # --no_x is the opposite of --x
-        lines += [f"{row(action)}\n" for action in shown]
+        lines += [f"{row(action, command)}\n" for action in shown]
     return "".join(lines)
 
 

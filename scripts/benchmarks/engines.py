@@ -102,22 +102,26 @@ def with_generate(model: PreTrainedModel, work: Work, encode: Callable | None = 
 
 
 def load_with_package(folder: str, work: Work) -> Translate:
+    """Load our model, with the package."""
     import vanilla_transformer  # noqa: F401
 
     return with_generate(AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), work)
 
 
 def load_without_package(folder: str, work: Work) -> Translate:
+    """Load our model by the code in its folder."""
     sys.modules["vanilla_transformer"] = None  # an import of it fails from here on
     return with_generate(AutoModelForSeq2SeqLM.from_pretrained(folder, trust_remote_code=True).eval(), work)
 
 
 def load_marian(folder: str, work: Work) -> Translate:
+    """Load the model as transformers' own MarianMT."""
     sys.modules["vanilla_transformer"] = None
     return with_generate(AutoModelForSeq2SeqLM.from_pretrained(folder).eval(), work)
 
 
 def load_ctranslate2(folder: str, work: Work) -> Translate:
+    """Load the model in CTranslate2."""
     from vanilla_transformer.errors import require
 
     ctranslate2 = require("ctranslate2", extra="ct2")

@@ -96,12 +96,13 @@ def logits_inputs(batch: Batch) -> Batch:
 
 
 def make_ours(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[Batch], torch.Tensor]]:
+    """Make this package's model, and its loss of a batch."""
     model = VanillaTransformerForConditionalGeneration(config).train()
     return model, lambda batch: model(**batch, smoothing=SMOOTHING).loss
 
 
 def make_marian(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[Batch], torch.Tensor]]:
-    """MarianMT of the same shape; smoothed by the Trainer's own label smoother, as it has no other."""
+    """Make MarianMT of the same shape, smoothed by the Trainer's own label smoother, as it has no other."""
     fields = {name: value for name, value in config.to_dict().items() if hasattr(MarianConfig, name)}
     model = MarianMTModel(MarianConfig(**fields, max_position_embeddings=512)).train()
     smoother = LabelSmoother(epsilon=SMOOTHING)
@@ -113,6 +114,7 @@ def make_marian(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[
 
 
 def make_torch(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[Batch], torch.Tensor]]:
+    """Make torch.nn.Transformer of the same shape, with torch's smoothed cross-entropy."""
     model = TorchTransformer(config).train()
 
     def loss(batch: Batch) -> torch.Tensor:
@@ -225,6 +227,7 @@ class CountingCollator:
         self.tokens = 0
 
     def __call__(self, features: list) -> Batch:
+        """Collate a batch and count its target tokens."""
         batch = self.collator(features)
         self.tokens += int((batch["labels"] != IGNORED_LABEL).sum())
         return batch

@@ -61,7 +61,7 @@ class CommandParser(HfArgumentParser):
     ) -> None:
         summary, _, rest = (doc or "").strip().partition("\n")
         super().__init__(
-            dataclass_types,
+            dataclass_types,  # type: ignore[arg-type]  # the library has its own name for the type of a dataclass
             prog=prog,
             description=summary,
             epilog=rest.strip("\n") or None,
@@ -111,7 +111,7 @@ class CommandParser(HfArgumentParser):
         formatter.add_text(self.epilog)
         return formatter.format_help()
 
-    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def, override]  # overloaded there
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # overloaded there
         """Parse as argparse does, after `_complete_switches`."""
         words = sys.argv[1:] if args is None else args
         return super().parse_known_args(self._complete_switches(list(words)), namespace)
@@ -120,7 +120,7 @@ class CommandParser(HfArgumentParser):
         """Parse the words of the command line, by default those of this process, into the dataclasses."""
         self._refuse_unknown(self.parse_known_args(argv)[1])
         parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
-        return parsed[: len(self.dataclass_types)]
+        return parsed[: len(list(self.dataclass_types))]
 
     def _refuse_unknown(self, unknown: Sequence[str]) -> None:
         if unknown:

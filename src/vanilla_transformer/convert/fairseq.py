@@ -113,6 +113,7 @@ class Unread:
     """What stands for a class or function that a checkpoint names: it keeps what it is given and runs nothing."""
 
     def __new__(cls, *arguments: Any) -> "Unread":
+        """Keep the arguments."""
         unread = super().__new__(cls)
         unread.state = arguments
         return unread

@@ -1,6 +1,6 @@
 # make demo            install into .venv, train on the embedded corpus, score, translate, draw
 # make test            the same environment with the extra dev: lint, and the whole suite
-# make lint            ruff, and the directions of imports
+# make lint            ruff, the directions of imports, and mypy
 # make lint-workflows  actionlint on .github/workflows; its package loads the program from GitHub, so not in make lint
 # make format          let ruff rewrite the code
 # make coverage        the suite with branch coverage of src, subprocesses included; fails below the bound in pyproject.toml

@@ -30,7 +30,8 @@ class FSDPSeq2SeqTrainer(Seq2SeqTrainer):
         if self.is_fsdp_enabled and not isinstance(model, FSDPModule):
             for part in list(model.modules()):
                 if isinstance(part, VanillaTransformerModel) and part.shared is not None:
-                    part.shared = part.decoder.embed_tokens = part.encoder.embed_tokens
+                    embedding: Any = part.encoder.embed_tokens  # typed as any module, since users may replace it
+                    part.shared = part.decoder.embed_tokens = embedding
         return super()._wrap_model(model, *args, **kwargs)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:

@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from transformers import LogitsProcessor, LogitsProcessorList, set_seed
+from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import vanilla_transformer
@@ -27,6 +28,7 @@ from vanilla_transformer import (
 )
 from vanilla_transformer import modeling_vanilla_transformer as modeling
 from vanilla_transformer.data.tokenization import train_tokenizer
+from vanilla_transformer.inference.translate import translate
 from vanilla_transformer.integrity_vanilla_transformer import (
     DECODING_CODE_DIGEST,
     code_digest,
@@ -554,3 +556,47 @@ def test_stop_strings_end_a_translation():
     pipe = VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device="cpu")
     (translation,) = pipe("two dogs run on the grass", stop_strings=stop, return_tensors=True, **settings)
     assert translation["translation_token_ids"].tolist() == rows(ours)[0]
+    (translated,) = translate(model, tokenizer, ["two dogs run on the grass"], stop_strings=stop, **settings)
+    assert translated[0].text == tokenizer.decode(ours[0], skip_special_tokens=True)
+
+
+def test_translate_and_the_pipeline_obey_a_prefix():
+    peft = pytest.importorskip("peft")
+    tokenizer = train_tokenizer(["a dog runs", "two dogs run on the green grass"] * 2, 280)
+    model = wordy_model(tokenizer)
+    (plain,) = translate(model, tokenizer, ["a dog runs"])
+    config = peft.PrefixTuningConfig(task_type="SEQ_2_SEQ_LM", num_virtual_tokens=4)
+    tuned = peft.get_peft_model(model, config).eval()
+    with torch.no_grad():
+        for parameter in tuned.prompt_encoder.parameters():
+            parameter.mul_(5)
+    batch = tokenizer("a dog runs", return_tensors="pt")
+    expected = tuned.generate(**batch, num_beams=4, early_stopping="never", length_penalty=0.0)
+    (found,) = translate(tuned, tokenizer, ["a dog runs"], length_penalty=0.0)
+    assert found[0].text == tokenizer.decode(expected[0], skip_special_tokens=True) != plain[0].text
+
+
+def test_a_streamer_is_refused_and_the_pipeline_streams_at_the_end():
+    tokenizer = train_tokenizer(["a dog runs", "two dogs run on the green grass"] * 2, 280)
+    model = wordy_model(tokenizer)
+
+    class Collects(BaseStreamer):
+        tokens: list = []
+
+        def put(self, value):
+            self.tokens += value.flatten().tolist()
+
+        def end(self):
+            self.tokens.append("end")
+
+    batch = tokenizer("a dog", return_tensors="pt")
+    for beams, message in (
+        (1, "streamer is set.*use final_streamer"),
+        (2, "`streamer` cannot be used with beam search"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.generate(**batch, custom_generate=gnmt_beam_search, streamer=Collects(), num_beams=beams)
+    Collects.tokens.clear()
+    pipe = VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device="cpu")
+    (translation,) = pipe("a dog", streamer=Collects(), return_tensors=True)
+    assert Collects.tokens == [*translation["translation_token_ids"].tolist(), "end"]

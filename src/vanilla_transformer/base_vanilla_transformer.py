@@ -209,17 +209,20 @@ class VanillaTransformerGenerationMixin(GenerationMixin):
             value.max_length = LIMIT_BY_SOURCE
         self._generation_config = value
 
-    def _extract_generation_mode_kwargs(  # type: ignore[override] # the rest passes through args
-        self: Any, custom_generate: Any, kwargs: dict[str, Any], *args: Any, **others: Any
+    def _extract_generation_mode_kwargs(
+        self: Any,
+        custom_generate: Any,
+        kwargs: dict[str, Any],
+        synced_gpus: Any,
+        assistant_model: Any,
+        streamer: Any,
     ) -> dict[str, Any]:
-        """Keep the tokenizer for stop strings where a function searches: transformers 5.23 drops it."""
-        tokenizer = kwargs.get("tokenizer")
-        mode_kwargs = super()._extract_generation_mode_kwargs(  # type: ignore[misc] # the mixin has a protocol for `self`
-            custom_generate, kwargs, *args, **others
-        )
-        if callable(custom_generate) and "tokenizer" in inspect.signature(custom_generate).parameters:
-            mode_kwargs["tokenizer"] = tokenizer
-        return mode_kwargs
+        """Hand tokenizer and streamer to a function that searches and takes them: transformers 5.23 drops both."""
+        mode_kwargs = {"tokenizer": kwargs.get("tokenizer"), "streamer": streamer}
+        parameters = inspect.signature(custom_generate).parameters if callable(custom_generate) else {}
+        return super()._extract_generation_mode_kwargs(
+            custom_generate, kwargs, synced_gpus, assistant_model, streamer
+        ) | {name: value for name, value in mode_kwargs.items() if value is not None and name in parameters}
 
     def _prepare_generated_length(  # type: ignore[override] # the rest passes through kwargs
         self: Any,

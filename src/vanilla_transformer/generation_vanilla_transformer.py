@@ -71,6 +71,7 @@ def gnmt_beam_search(
     tokens_beyond_source: int | None = TOKENS_BEYOND_SOURCE,
     final_streamer: BaseStreamer | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
+    streamer: BaseStreamer | None = None,
     **model_kwargs: Any,
 ) -> GenerateBeamEncoderDecoderOutput | torch.Tensor:
     """Search for the hypotheses Y with the highest log P(Y|X) / ((5 + |Y|) / 6)^alpha.
@@ -91,10 +92,10 @@ def gnmt_beam_search(
             `early_stopping` has no effect.
         tokens_beyond_source: A hypothesis ends when it is this many tokens longer than its source, or at
             `max_new_tokens` or `max_length`; None for these two alone.
-        final_streamer: Receives the prompt, and after the search the best sequence token by token. (`generate()` does
-            not pass its own `streamer` to a function.)
+        final_streamer: Receives the prompt, and after the search the best sequence token by token.
         tokenizer: For `stop_strings`, of which `generate()` makes a stopping criterion. With a model of another kind,
             which drops the tokenizer before, give a `StopStringCriteria` in `stopping_criteria` instead.
+        streamer: Refused: a search knows no token before its end. `generate()` accepts it with one beam only.
         **model_kwargs: Arguments of the model's forward: `encoder_outputs`, `attention_mask`, the cache.
 
     Returns:
@@ -107,6 +108,8 @@ def gnmt_beam_search(
             several sequences are to be streamed, or the model's output is not finite.
     """
     _check_settings(generation_config)
+    if streamer is not None:
+        raise ValueError("streamer is set, but a search knows no token before its end; use final_streamer instead")
     beams = generation_config.num_beams
     if final_streamer is not None:
         _stream_prompt(final_streamer, input_ids[::beams], generation_config.num_return_sequences)

@@ -143,6 +143,8 @@ class VanillaTransformerTranslationPipeline(Pipeline):
             settings["generation_config"].update(**search)
         else:
             settings |= search
+        if "streamer" in settings:  # which gets the translation when the search is over
+            settings["final_streamer"] = settings.pop("streamer")
         beyond_source = None if limited else TOKENS_BEYOND_SOURCE
         return settings | {"custom_generate": gnmt_beam_search, "tokens_beyond_source": beyond_source}
 

@@ -251,7 +251,11 @@ def _generate(
         lengths = torch.tensor([len(ids) for ids in token_ids])
         attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(model.device)
         output = model.generate(  # type: ignore[operator]  # from GenerationMixin, which PreTrainedModel does not name
-            input_ids=input_ids, attention_mask=attention_mask, return_dict_in_generate=True, **settings
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            return_dict_in_generate=True,
+            tokenizer=tokenizer,  # for stop strings
+            **settings,
         )
     texts = decode_batch(tokenizer, output.sequences)
     scores = output.get("sequences_scores")

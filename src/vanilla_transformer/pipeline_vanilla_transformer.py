@@ -36,10 +36,12 @@ class VanillaTransformerTranslationPipeline(Pipeline):
     nor the rest of a batch changes a translation.
     """
 
-    _load_tokenizer = True
-    _load_processor = _load_feature_extractor = _load_image_processor = _load_video_processor = False
+    tokenizer: Any  # always there: it is loaded with the model
+    model: Any  # with the methods of GenerationMixin
+    _load_tokenizer = True  # type: ignore[assignment] # the base class declares None
+    _load_processor = _load_feature_extractor = _load_image_processor = _load_video_processor = False  # type: ignore[assignment] # as above
 
-    def __call__(self, inputs: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Any, **kwargs: Any) -> Any:  # type: ignore[override] # no positional arguments
         """Translate.
 
         Args:
@@ -179,7 +181,7 @@ class SourceLengthLimit(StoppingCriteria):
     def __init__(self, source_lengths: torch.Tensor) -> None:
         self.limits = 1 + source_lengths + TOKENS_BEYOND_SOURCE  # 1 is the start token
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> Any:
         """Whether each row of `input_ids`, [sources * n, length], ends; a source's rows lie side by side."""
         return input_ids.shape[1] >= self.limits.repeat_interleave(input_ids.shape[0] // len(self.limits))
 

@@ -80,7 +80,8 @@ def killed_run(translate, monkeypatch):
 
         with monkeypatch.context() as patch:
             patch.setattr(output_module.OutputWriter, "write", write_or_die)
-            patch.setattr(type(output), "unlink", lambda path, **_: unlink(path) if path.suffix == ".lock" else None)
+            kept = {f"{output.name}.part", f"{output.name}.part.json"}
+            patch.setattr(type(output), "unlink", lambda path, **_: None if path.name in kept else unlink(path))
             with pytest.raises(Killed):
                 translate(output, *flags, **overrides)
 

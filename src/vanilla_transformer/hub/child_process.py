@@ -37,7 +37,8 @@ def load_and_answer(question: dict[str, Any], trust_remote_code: bool) -> dict[s
     """Load through every auto class and answer.
 
     Args:
-        question: "source", a folder or a Hub id; "sentences" for the tokenizer; "token_ids" of one for the models.
+        question: "source", a folder or a Hub id; "revision", the commit of the latter; "sentences" for the tokenizer;
+            "token_ids" of one for the models.
         trust_remote_code: Whether to run the code that comes with the model.
 
     Returns:
@@ -49,10 +50,11 @@ def load_and_answer(question: dict[str, Any], trust_remote_code: bool) -> dict[s
         AutoModel: lambda model: answers.base_answers(model, question["token_ids"]),
         AutoModelForSeq2SeqLM: lambda model: answers.model_answers(model, question["token_ids"]),
     }
+    place = {"revision": question["revision"]} if question["revision"] else {}
     answered = {}
     for auto_class, answer in ask.items():
         try:
-            loaded = auto_class.from_pretrained(question["source"], trust_remote_code=trust_remote_code)
+            loaded = auto_class.from_pretrained(question["source"], trust_remote_code=trust_remote_code, **place)
             answered[auto_class.__name__] = answer(loaded)
         except Exception as error:  # whatever it is, it goes into the report
             answered[auto_class.__name__] = {"error": f"{type(error).__name__}: {error}"}

@@ -1,6 +1,7 @@
-"""Save a model as the Hub wants it, and push it in one commit."""
+"""Save a model in the Hub's layout, and push it in one commit."""
 
 import json
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -12,17 +13,30 @@ from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
-from ..data.files import check_not_in_use, check_writable
+from ..data.files import new_folder
 from ..data.tokenization import PreTrainedTokenizerFast
 from ..errors import UserError, first_line
 from ..pipeline_vanilla_transformer import VanillaTransformerTranslationPipeline
 from .card import make_card
+from .trust import CONFIG_NAME, UNWANTED, check_code
 
 CARD_NAME = "README.md"
 
 
-# What transformers writes into a tokenizer's config about where it was loaded from.
-_WHERE_FROM = ("is_local", "local_files_only", "name_or_path")
+TOKENIZER_NAME = "tokenizer.json"
+# The fields of tokenizer_config.json that are saved, beside those of the special tokens.
+_TOKENIZER_FIELDS = (
+    "additional_special_tokens",
+    "backend",
+    "clean_up_tokenization_spaces",
+    "extra_special_tokens",
+    "model_input_names",
+    "model_max_length",
+    "padding_side",
+    "split_special_tokens",
+    "truncation_side",
+    "unicode_normal_form",
+)
 
 
 def save_for_hub(
@@ -40,30 +54,61 @@ def save_for_hub(
         card: The model card, see `make_card`; by default one with what the model itself says.
 
     Raises:
-        UserError: The folder is not empty or can't be written into.
+        UserError: The folder is not empty or can't be written into, or the model has foreign code.
     """
     folder = Path(folder)
-    check_not_in_use(folder, "model")
-    check_writable(folder)
     card = card or make_card(model, tokenizer, folder.name)
+    with new_folder(folder, "model") as partial:
+        try:
+            _save_model(model, tokenizer, partial)
+            _save_tokenizer(tokenizer, partial)
+            card.save(partial / CARD_NAME)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"can't write the model into {folder}: {first_line(error)}; free some space") from error
+        check_code(partial, model, f"the model for {folder}")
+
+
+def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Save the model with the code of its classes and of the pipeline.
+
+    Raises:
+        UserError: The saved config names another class than the model's.
+    """
+    here = -1  # the model stays on its device
+    pipeline = VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device=here)  # type: ignore[arg-type] # any fast tokenizer
+    pipeline.tokenizer = None  # saved apart
+    before = dict(vars(model.config))
     try:
-        here = -1  # the model stays on its device
-        pipeline = VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device=here)  # type: ignore[arg-type] # any fast tokenizer
         pipeline.save_pretrained(folder)
-        _save_tokenizer(tokenizer, folder)
-        card.save(folder / CARD_NAME)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"can't write the model into {folder}: {first_line(error)}; free some space") from error
+    finally:  # it adds the pipeline to the model's config
+        if "custom_pipelines" in before:
+            model.config.custom_pipelines = before["custom_pipelines"]
+        elif hasattr(model.config, "custom_pipelines"):
+            del model.config.custom_pipelines
+    auto_map = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))["auto_map"]
+    saved, own = auto_map["AutoModelForSeq2SeqLM"].rpartition(".")[2], type(model).__name__
+    if saved != own:
+        raise UserError(
+            f"the model is a {own}, but its config has {saved} as AutoModelForSeq2SeqLM; call "
+            f'{own}.register_for_auto_class("AutoModelForSeq2SeqLM") before it is saved'
+        )
 
 
 def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Save a tokenizer under the class name that transformers 4 and 5 both know, and without this computer's paths."""
-    tokenizer.save_pretrained(folder)
-    path = folder / TOKENIZER_CONFIG_FILE
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config = {name: value for name, value in config.items() if name not in _WHERE_FROM}
+    """Save what makes the tokenizer, under the class name that transformers 4 and 5 both know.
+
+    A tokenizer keeps every field of the tokenizer_config.json that it was loaded from, such as a reference to code, a
+    chat template or a path of this machine. None of them is saved on.
+    """
+    with TemporaryDirectory() as everything:
+        tokenizer.save_pretrained(everything)
+        shutil.copyfile(Path(everything, TOKENIZER_NAME), folder / TOKENIZER_NAME)
+        config = json.loads(Path(everything, TOKENIZER_CONFIG_FILE).read_text(encoding="utf-8"))
+    names = {*_TOKENIZER_FIELDS, *tokenizer.SPECIAL_TOKENS_ATTRIBUTES}
+    config = {name: value for name, value in config.items() if name in names}
     config["tokenizer_class"] = PreTrainedTokenizerFast.__name__
-    path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(config, ensure_ascii=False, indent=2) + "\n"
+    (folder / TOKENIZER_CONFIG_FILE).write_text(text, encoding="utf-8")
 
 
 def push_to_hub(
@@ -122,10 +167,10 @@ def push_to_hub(
 
 
 def full_id(repo_id: str, token: str | None = None) -> str:
-    """A repository's id with its owner; where none is given, that is whose token it is.
+    """Complete a repository's id with its owner, which defaults to the token's user.
 
     Raises:
-        UserError: The Hub does not say whose.
+        UserError: The Hub does not know the token.
     """
     if "/" in repo_id:
         return repo_id
@@ -136,7 +181,7 @@ def full_id(repo_id: str, token: str | None = None) -> str:
 
 
 def _find(api: HfApi, repo_id: str) -> ModelInfo | None:
-    """The repository's state, or None if there is none that the token can see."""
+    """Ask for the repository; None if there is none that the token can see."""
     try:
         return api.model_info(repo_id)
     except RepositoryNotFoundError:
@@ -144,21 +189,28 @@ def _find(api: HfApi, repo_id: str) -> ModelInfo | None:
 
 
 def _files(repository: ModelInfo) -> set[str]:
+    """List the paths of a repository's files."""
     return {file.rfilename for file in repository.siblings or ()}
 
 
 def _check_existing(repository: ModelInfo, private: bool, existing_card: str | None) -> None:
-    """Refuse to show the world what was meant to be private, and to write over a card unasked."""
+    """Refuse a public repository when `private` is set, one with foreign code, and to replace a card unasked."""
     if private and not repository.private:
         raise UserError(
             f"{repository.id} is there already and public; make it private in its settings, or name another"
         )
+    for file in sorted(_files(repository)):
+        if file.startswith(UNWANTED):
+            raise UserError(
+                f"{repository.id} has {file}, which makes transformers load foreign code or weights; remove it there, "
+                "or name another repository"
+            )
     if existing_card is None and CARD_NAME in _files(repository):
         raise UserError(f"{repository.id} has a {CARD_NAME} already; set existing_card to keep or to replace")
 
 
 def _reason(error: BaseException) -> str:
-    """What went wrong, in a clause."""
+    """Say what went wrong, in a clause."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it"
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -172,7 +224,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _what_is_there(api: HfApi, repo_id: str, before: ModelInfo, made: bool) -> str:
-    """What the repository holds after a push that failed, in a clause."""
+    """Say what the repository holds after a push that failed, in a clause."""
     try:
         now = _find(api, repo_id)
     except Exception:

@@ -10,11 +10,12 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from huggingface_hub import constants, get_token
+from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError, first_line
 from .answers import base_answers, config_answers, model_answers, tokenizer_answers
+from .trust import check_code
 
 # Variables that say where caches are; without them all caches are in HF_HOME.
 _CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_MODULES_CACHE", "TRANSFORMERS_CACHE", "HF_XET_CACHE")
@@ -33,7 +34,8 @@ def verify(
     """Check that what was saved or pushed is, bit for bit, what is in memory.
 
     A fresh process with an empty cache loads it on the CPU through AutoConfig, AutoTokenizer, AutoModel and
-    AutoModelForSeq2SeqLM, where this package can't be imported and then with it.
+    AutoModelForSeq2SeqLM, where this package can't be imported and then with it. It runs the code of the folder or
+    repository, which is hence compared first with the code that is known here; see `trust`.
 
     Args:
         source: A folder as a Path, or a repository's id as a string.
@@ -46,19 +48,25 @@ def verify(
         A line for each class, on what was compared and is equal.
 
     Raises:
-        UserError: A class does not load it, or something differs; the message names all that does.
+        UserError: It has foreign code, a class does not load it, or something differs; the message names all that does.
     """
+    token = get_token() if token is None else token
+    revision = None
+    if isinstance(source, Path):
+        check_code(source, model, str(source))
+    else:
+        revision = _check_code_on_hub(source, model, token)
     sentence = sentence or _DEFAULT_SENTENCE
     sentences = [sentence, f"  {sentence}\n</s> ...", ""]
     token_ids = tokenizer(sentence)["input_ids"]
     expected = _answers_in_memory(model, tokenizer, sentences, token_ids)
     question = {
         "source": str(source.resolve()) if isinstance(source, Path) else source,
+        "revision": revision,
         "sentences": sentences,
         "token_ids": token_ids,
         "threads": torch.get_num_threads(),
     }
-    token = get_token() if token is None else token
     answers = _ask_fresh_process(question, offline=isinstance(source, Path), token=token)
     if problems := _list_problems(expected, answers):
         raise UserError(f"{source} does not load as the model in memory: {'; '.join(problems)}")
@@ -69,6 +77,24 @@ def verify(
         "AutoModel: the same last hidden state, bit for bit",
         f"AutoModelForSeq2SeqLM: the same weights, logits and beam translation, bit for bit ({translation!r})",
     ]
+
+
+def _check_code_on_hub(repo_id: str, model: PreTrainedModel, token: str | None) -> str:
+    """Check the code and JSON files of a repository, and return the commit that was checked."""
+    try:
+        commit = HfApi(token=token).model_info(repo_id).sha
+        with TemporaryDirectory() as folder:
+            snapshot_download(
+                repo_id, revision=commit, token=token, allow_patterns=["*.py", "*.json"], local_dir=folder
+            )
+            check_code(Path(folder), model, repo_id)
+    except UserError:
+        raise
+    except Exception as error:  # of several libraries, and of the network
+        raise UserError(f"{repo_id} can't be checked: {first_line(error)}; check it again later") from error
+    if commit is None:
+        raise UserError(f"{repo_id} can't be checked: the Hub names no commit of it; check it again later")
+    return commit
 
 
 def _answers_in_memory(

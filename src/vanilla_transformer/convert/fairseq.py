@@ -1,18 +1,17 @@
-"""Weights that were trained with fairseq, as a model folder; those of OpenNMT-py are refused with the reason.
+"""Convert weights that were trained with fairseq; those of OpenNMT-py are refused with the reason.
 
-Neither package is needed, and no code that a checkpoint names is run: torch reads it with `weights_only`.
+Neither package is needed, and no code that a checkpoint names is run; see `torch_file`.
 """
 
-import pickletools
 import re
-import zipfile
-from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from reprlib import repr as repr_short
+from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
@@ -22,6 +21,7 @@ from ..data.tokenization import EOS_TOKEN, SPECIAL_TOKENS, PreTrainedTokenizerFa
 from ..errors import UserError, first_line
 from ..generation_vanilla_transformer import paper_generation_config
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
+from .torch_file import Unread, read_torch_file
 from .weight_layout import interleave
 
 # fairseq's name of an activation, and transformers'.
@@ -33,6 +33,18 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
+
+
+# Options of fairseq that are numbers here.
+NUMBERS = (
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "dropout",
+    "attention_dropout",
+    "activation_dropout",
+    "relu_dropout",
+)
+MAX_LAYERS = 1000
 
 
 # Options of fairseq that make another model than the paper's.
@@ -97,84 +109,36 @@ def convert_checkpoint(
     """
     output_dir = Path(output_dir)
     check_not_in_use(output_dir, "model")
-    contents = read_checkpoint(checkpoint)
+    contents = read_torch_file(checkpoint)
     _refuse_opennmt(checkpoint, contents)
-    options = _options_of(checkpoint, contents)
-    model = _model_of(checkpoint, _weights_of(checkpoint, contents, options), options)
-    tokenizer = _tokenizer_of(checkpoint, model.config, dictionaries)
+    options = _read_options(checkpoint, contents)
+    model = _make_model(checkpoint, _rename_weights(checkpoint, contents, options), options)
+    tokenizer = _make_tokenizer(checkpoint, model.config, dictionaries)
     model.generation_config = paper_generation_config(model)
-    with new_folder(output_dir, "model") as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    with new_folder(output_dir, "model") as partial:
+        try:
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"can't write the model into {output_dir}: {first_line(error)}; free some space") from error
     return model
 
 
-class Unread:
-    """What stands for a class or function that a checkpoint names: it keeps what it is given and runs nothing."""
-
-    def __new__(cls, *arguments: Any) -> "Unread":
-        """Keep the arguments."""
-        unread = super().__new__(cls)
-        unread.state = arguments
-        return unread
-
-    def __setstate__(self, state: Any) -> None:
-        self.state = state
+def _unwrap(value: Any) -> Any:
+    """Take a setting out of what omegaconf pickles around it, or the settings out of an argparse.Namespace."""
+    for _ in range(2):  # a node in a node
+        if isinstance(value, Unread):
+            state = value.state if isinstance(value.state, dict) else {}
+            value = state.get("_content", state.get("_val"))
+    return vars(value) if isinstance(value, Namespace) else value
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """What is in a torch file, with an `Unread` in the place of all that is not a tensor or plain data.
-
-    Raises:
-        UserError: There is no such file, it is not a torch file of a dictionary, or it can't be read without running
-            its code.
-    """
-    try:
-        named = [(Namespace if name == "argparse.Namespace" else Unread, name) for name in _globals_of(path)]
-        with torch.serialization.safe_globals(named):
-            contents = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise UserError(f"can't open the checkpoint {path}: {error.strerror}; check the path") from error
-    except Exception as error:  # which one is up to the file
-        raise UserError(
-            f"can't read the checkpoint {path}: it is not a file that torch.save wrote, is cut off, or holds more than "
-            "tensors and settings; give a whole one, or one with its entries 'model' and 'args' or 'cfg' alone"
-        ) from error
-    if not isinstance(contents, dict):
-        raise UserError(f"the checkpoint {path} holds a {type(contents).__name__}; it must be a dictionary")
-    return contents
-
-
-def _globals_of(path: str | Path) -> set[str]:
-    """The classes and functions that a torch file names, as "module.name"; nothing is run to find them."""
-
-    def names(pickled: bytes | BinaryIO) -> set[str]:
-        found = set()
-        for operation, argument, _ in pickletools.genops(pickled):
-            if operation.name == "GLOBAL":
-                written = tuple(argument.split(" "))  # with Python 2's names, some of which torch takes for Python 3's
-                module, name = written
-                meant = NAME_MAPPING.get(written, (IMPORT_MAPPING.get(module, module), name))
-                found |= {".".join(written), ".".join(meant)}
-        return found
-
-    with open(path, "rb") as file:
-        if zipfile.is_zipfile(file):
-            with zipfile.ZipFile(file) as archive:
-                return set().union(*(names(archive.read(n)) for n in archive.namelist() if n.endswith("/data.pkl")))
-        file.seek(0)
-        # Before torch 1.6: four pickles in a row (a magic number, the version, the machine, the object), then storages.
-        return set().union(*(names(file) for _ in range(4)))
-
-
-def _plain(value: Any) -> Any:
-    """Settings as plain dictionaries: argparse's, or omegaconf's as it pickles them."""
-    if isinstance(value, Unread):
-        state = value.state if isinstance(value.state, dict) else {}
-        value = state.get("_content", state.get("_val"))
-    if isinstance(value, Namespace):
-        value = vars(value)
-    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+def _settings(value: Any) -> dict[str, Any]:
+    """Return settings by their names, one level deep; empty where there are none."""
+    value = _unwrap(value)
+    if not isinstance(value, dict):
+        return {}
+    return {name: _unwrap(item) for name, item in value.items() if isinstance(name, str)}
 
 
 def _refuse_opennmt(path: str | Path, contents: dict[str, Any]) -> None:
@@ -186,8 +150,8 @@ def _refuse_opennmt(path: str | Path, contents: dict[str, Any]) -> None:
     Raises:
         UserError: It is one.
     """
-    options, names = _plain(contents.get("opt")), contents.get("model")
-    if not isinstance(options, dict) or not isinstance(names, dict) or "generator" not in contents:
+    options, names = _settings(contents.get("opt")), contents.get("model")
+    if not options or not isinstance(names, dict) or "generator" not in contents:
         return
     if "encoder.layer_norm.weight" in names or "encoder.layer_norm.a_2" in names:
         reason = (
@@ -200,38 +164,49 @@ def _refuse_opennmt(path: str | Path, contents: dict[str, Any]) -> None:
             "of the variance plus 0.00001"
         )
     else:
-        reason = f"has the encoder_type {options.get('encoder_type')!r}"
+        reason = f"has the encoder_type {repr_short(options.get('encoder_type'))}"
     raise UserError(f"{path} is a checkpoint of OpenNMT-py, and its model {reason}; it has no exact conversion")
 
 
-def _options_of(path: str | Path, contents: dict[str, Any]) -> dict[str, Any]:
-    """The options of the model: `args` until fairseq 0.10, the part `model` of `cfg` since."""
-    options = _plain(contents.get("args")) or (_plain(contents.get("cfg")) or {}).get("model")
+def _read_options(path: str | Path, contents: dict[str, Any]) -> dict[str, Any]:
+    """Read the options of the model: `args` until fairseq 0.10, the part `model` of `cfg` since."""
+    options = _settings(contents.get("args")) or _settings(_settings(contents.get("cfg")).get("model"))
     heads = {"encoder_attention_heads", "decoder_attention_heads"}
-    if not isinstance(options, dict) or not heads <= options.keys() or not isinstance(contents.get("model"), dict):
+    if not heads <= options.keys() or not isinstance(contents.get("model"), dict):
         raise UserError(
             f"{path} is not a checkpoint of fairseq's transformer, which has its weights under 'model' and "
             "encoder_attention_heads and decoder_attention_heads among its options, under 'args' or 'cfg'"
         )
     for field, reason in REFUSED_OPTIONS.items():
         if options.get(field):
-            raise UserError(f"{path} has {field}={options[field]!r}: {reason}; it has no exact conversion")
-    if options.get("activation_fn", "relu") not in ACTIVATIONS:
+            raise UserError(f"{path} has {field}={repr_short(options[field])}: {reason}; it has no exact conversion")
+    if str(options.get("activation_fn", "relu")) not in ACTIVATIONS:
         raise UserError(
-            f"{path} has activation_fn={options['activation_fn']!r}; those that can be converted are "
+            f"{path} has activation_fn={repr_short(options['activation_fn'])}; those that can be converted are "
             f"{', '.join(ACTIVATIONS)}"
         )
+    for field in NUMBERS:
+        if not isinstance(options.get(field), int | float | None):
+            raise UserError(f"{path} has {field}={repr_short(options[field])}; it must be a number")
     return options
 
 
-def _weights_of(path: str | Path, contents: dict[str, Any], options: dict[str, Any]) -> dict[str, torch.Tensor]:
-    """The parameters by fairseq's present names."""
+def _rename_weights(path: str | Path, contents: dict[str, Any], options: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """Return the parameters by fairseq's present names."""
     weights: dict[str, torch.Tensor] = {}
     for name, weight in contents["model"].items():
+        if not isinstance(name, str):
+            raise UserError(f"{path} has a weight with the name {repr_short(name)}; it must be a text")
         if NOT_PARAMETERS.fullmatch(name):
             continue
         if not isinstance(weight, torch.Tensor):
             raise UserError(f"in {path} the weight {name} is no tensor")
+        if weight.dim() == 0 or not weight.is_floating_point() or not weight.isfinite().all():
+            kind = str(weight.dtype).removeprefix("torch.")
+            raise UserError(
+                f"in {path} the weight {name} is {kind} of shape {tuple(weight.shape)}; it must be floating point, "
+                "finite and have a dimension"
+            )
         if packed := re.fullmatch(r"(.*_attn)\.in_proj_(weight|bias)", name):
             weights |= {
                 f"{packed[1]}.{x}_proj.{packed[2]}": part for x, part in zip("qkv", weight.chunk(3), strict=False)
@@ -242,17 +217,18 @@ def _weights_of(path: str | Path, contents: dict[str, Any], options: dict[str, A
             name = f"{numbered[1]}.{norm}.{numbered[4]}"
         weights["decoder.output_projection.weight" if name == "decoder.embed_out" else name] = weight
     if options.get("share_decoder_input_output_embed") or options.get("share_all_embeddings"):
-        weights.setdefault("decoder.output_projection.weight", weights.get("decoder.embed_tokens.weight"))
+        if "decoder.embed_tokens.weight" in weights:
+            weights.setdefault("decoder.output_projection.weight", weights["decoder.embed_tokens.weight"])
     for name in ("encoder.embed_tokens", "decoder.embed_tokens", "decoder.output_projection"):
         if weights.get(f"{name}.weight") is None:
             raise UserError(f"{path} has no {name}.weight, so it is not a whole checkpoint of fairseq's transformer")
     return weights
 
 
-def _model_of(
+def _make_model(
     path: str | Path, weights: dict[str, torch.Tensor], options: dict[str, Any]
 ) -> VanillaTransformerForConditionalGeneration:
-    """The model with these weights."""
+    """Make the model with these weights; what does not fit is found before memory is taken for it."""
     source, target = weights["encoder.embed_tokens.weight"], weights["decoder.embed_tokens.weight"]
     if len(source) != len(target):
         raise UserError(
@@ -260,14 +236,16 @@ def _model_of(
             "be converted"
         )
     tied = torch.equal(source, target) and torch.equal(target, weights["decoder.output_projection.weight"])
+    sizes = _stack_sizes("encoder", weights, options) | _stack_sizes("decoder", weights, options)
+    if len(source.shape) != 2 or len(target.shape) != 2:
+        raise UserError(f"{path} has an embedding of {source.dim()} dimensions; it must have 2")
     try:
         config = VanillaTransformerConfig(
             vocab_size=source.shape[0],
             d_model=source.shape[1],
-            **_stack_sizes("encoder", weights, options),
-            **_stack_sizes("decoder", weights, options),
-            dropout=options.get("dropout", 0),
-            attention_dropout=options.get("attention_dropout", 0),
+            **sizes,  # type: ignore[arg-type] # each of them is an int
+            dropout=options.get("dropout") or 0,
+            attention_dropout=options.get("attention_dropout") or 0,
             activation_dropout=options.get("activation_dropout") or options.get("relu_dropout") or 0,
             activation_function=ACTIVATIONS[options.get("activation_fn", "relu")],
             scale_embedding=not options.get("no_scale_embedding", False),
@@ -277,9 +255,9 @@ def _model_of(
         )
     except ValueError as error:
         raise UserError(f"{path} has a shape that no model can have: {first_line(error)}") from error
-    model = VanillaTransformerForConditionalGeneration(config).eval()
+    with torch.device("meta"):
+        expected = dict(VanillaTransformerForConditionalGeneration(config).state_dict())
     names = {_our_name(name): name for name in weights}
-    expected = model.state_dict()
     expected.pop("model.shared.weight", None)  # as encoder.embed_tokens
     for name in sorted(names.keys() | expected.keys()):
         if name not in expected:
@@ -293,15 +271,19 @@ def _model_of(
                 f"{tuple(expected[name].shape)}"
             )
     ordered = interleave({name: weights[names[name]] for name in expected}, config.d_model)
+    model = VanillaTransformerForConditionalGeneration(config).eval()
+    parameters = model.state_dict()
     with torch.no_grad():
-        for name, weight in expected.items():
-            weight.copy_(ordered[name])
+        for name, weight in ordered.items():
+            parameters[name].copy_(weight)
     return model
 
 
 def _stack_sizes(stack: str, weights: dict[str, torch.Tensor], options: dict[str, Any]) -> dict[str, int]:
-    """The encoder's or the decoder's fields of the config."""
+    """Return the encoder's or the decoder's fields of the config."""
     layers = {match[1] for name in weights if (match := re.match(rf"{stack}\.layers\.(\d+)\.", name))}
+    if len(layers) > MAX_LAYERS:
+        raise UserError(f"the checkpoint has {len(layers):,} {stack} layers; at most {MAX_LAYERS:,} are converted")
     return {
         f"{stack}_layers": len(layers),
         f"{stack}_attention_heads": options[f"{stack}_attention_heads"],
@@ -313,10 +295,10 @@ def _our_name(name: str) -> str:
     return "lm_head.weight" if name == "decoder.output_projection.weight" else f"model.{name}"
 
 
-def _tokenizer_of(
+def _make_tokenizer(
     path: str | Path, config: VanillaTransformerConfig, dictionaries: Sequence[str | Path]
 ) -> PreTrainedTokenizerFast:
-    """The tokenizer with the dictionary's ids."""
+    """Make the tokenizer with the dictionary's ids."""
     if not config.tie_word_embeddings and len(dictionaries) < 2:
         raise UserError(
             f"{path} has an embedding for the source and another for the target; give both dictionaries, which must "
@@ -336,7 +318,7 @@ def _tokenizer_of(
 
 
 def read_dictionary(path: str | Path) -> list[str]:
-    """The types of a fairseq dictionary in the order of their ids, the four special tokens before those of the file.
+    """Read the types of a fairseq dictionary in the order of their ids, special tokens first.
 
     Raises:
         UserError: The file can't be read, a line is not a type and its count, or a type comes twice.

@@ -516,11 +516,11 @@ def test_the_script_refuses_in_one_sentence(run, folder, tmp_path):
     assert (code, out) == (
         2,
         "",
-    ) and err == f"error: {folder} already exists and is not empty; give another --output_dir\n"
+    ) and err == f"error: {folder} already exists and is not empty; give another folder for the export\n"
     code, out, err = run(
         "--model_name_or_path", folder, "--to", "onnx", "--quantization", "int8", "--output_dir", tmp_path / "new"
     )
-    assert (code, out) == (2, "") and "--quantization goes with --to ctranslate2" in err
+    assert (code, out) == (2, "") and "--quantization int8 goes with --to ctranslate2" in err
 
 
 @pytest.mark.slow

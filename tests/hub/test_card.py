@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from copy import deepcopy
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from vanilla_transformer.data.tokenization import subword_nmt_tokenizer, train_t
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.generation_vanilla_transformer import paper_generation_config
 from vanilla_transformer.hub.card import make_card
-from vanilla_transformer.hub.provenance import read_scores
+from vanilla_transformer.hub.provenance import Data, Machine, Recipe, Result, Start, read_scores
 from vanilla_transformer.hub.weights import weights_digest
 from vanilla_transformer.inference.metrics import score
 from vanilla_transformer.inference.translate import translate
@@ -209,6 +210,98 @@ def test_a_torn_record_is_refused(model, tokenizer):
     record = RECORD | {"recipe": {}} | {"machine": {}}
     with pytest.raises(UserError, match="has no recipe.per_device_train_tokens; restore run.json"):
         make_card(model, tokenizer, "x", record=record | {"weights": []})
+
+
+# What others wrote
+
+SECRET = "hf_abcdefghijklmnopqrstuvwxyz012345"
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "x\n\n# Evil heading\n",
+    "a | b | c",
+    "```\n# Evil heading\n```",
+    "`</code>`",
+    "![x](https://evil.example/pixel.png)",
+    "x\n---\nlicense: evil\n---\n",
+    "x\nevil: true",
+    "{{ 7 * 191 }}{% raw %}",
+    f"token {SECRET} ghp_abcdefghijklmnopqrstuvwxyz0123456789 sk-abcdefghijklmnop1234567890",
+    "\u202eevil\u2066\x00\x1b[31m",
+]
+
+
+def with_text(value, text: str):
+    """Replace every text in nested lists and dictionaries, the keys of `versions` included."""
+    if isinstance(value, dict):
+        return {text if name == "torch" else name: with_text(item, text) for name, item in value.items()}
+    if isinstance(value, list):
+        return [with_text(item, text) for item in value]
+    return text if isinstance(value, str) else value
+
+
+def shape(card: ModelCard) -> list:
+    """What a card is made of: headings, fences, and the number of cells in each row of a table."""
+    lines = card.text.replace("<pre><code>", "```sh\n").replace("</code></pre>", "```").splitlines()
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines if line.startswith("|")]
+    return [[line for line in lines if line.startswith("## ")], sum(line.startswith("```") for line in lines), cells]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_downloaded_record_or_report_can_only_be_text_on_a_card(model, tokenizer, text, tmp_path):
+    record = deepcopy(RECORD)
+    record["model"] |= {"model_name_or_path": None}
+    record["data"] |= {"dataset_name": "me/pairs"}
+    scores = [report(dataset_name="me/pairs", dataset_config_name="en-de", split="test")]
+    harmless = loaded(make_card(model, tokenizer, "x", record=record, scores=scores), tmp_path)
+    for start in (None, text):
+        hostile = with_text(record, text)
+        hostile["command"] = shlex.join(["train", text, "--output_dir", text])
+        hostile["model"] |= {"model_name_or_path": start, "from_hub": True}
+        card = make_card(model, tokenizer, "x", record=hostile, scores=with_text(scores, text))
+        card = loaded(card, tmp_path)
+        assert shape(card) == shape(harmless)
+        whole = (tmp_path / "README.md").read_text()
+        for forbidden in (
+            "<script",
+            "\n# Evil",
+            "1337",
+            SECRET,
+            "ghp_abc",
+            "sk-abc",
+            "\x1b",
+            "\u202e",
+        ):
+            assert forbidden not in whole, forbidden
+        assert not re.search(r"(?<!\\)\]\(https://evil", whole)
+        assert card.data.to_dict().keys() <= harmless.data.to_dict().keys()
+        assert card.data.license is None and card.data.datasets is None and card.data.base_model is None
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_a_name_can_not_change_the_head_of_a_card(model, tokenizer, text, tmp_path):
+    card = loaded(make_card(model, tokenizer, f"me/{text}", record=RECORD, scores=[report()], title=text), tmp_path)
+    assert card.data.license is None and "evil" not in card.data.to_dict()
+    assert SECRET not in card.text.split("## Use")[0]
+    assert len(re.findall("^# ", card.text.split("## Use")[0], re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize("section", ["recipe", "result", "machine", "data", "model"])
+def test_a_value_of_another_type_is_refused_by_its_name(model, tokenizer, section):
+    for name in {**RECORD[section]}:
+        for wrong in ([1], float("nan"), 10**400, "x" * 30_000, {"a": 1}):
+            record = deepcopy(RECORD)
+            record[section][name] = wrong
+            if not known(section, name):
+                continue
+            with pytest.raises(UserError, match=rf"has {section}\.{name}|has no {section}\.{name}") as error:
+                make_card(model, tokenizer, "x", record=record)
+            assert len(str(error.value)) < 300
+
+
+def known(section: str, name: str) -> bool:
+    """Whether a card reads a value. `validation` may be an object of any other values."""
+    classes = {"recipe": Recipe, "result": Result, "machine": Machine, "data": Data, "model": Start}
+    return name in classes[section].__dataclass_fields__ and name != "validation"
 
 
 # Deviations from the paper

@@ -98,7 +98,7 @@ def test_a_folder_for_the_hub_is_whole_and_checked(run, tmp_path, monkeypatch, c
     runpy.run_path(str(SCRIPT), run_name="__main__")
     enable_progress_bar()  # which the script leaves off
     lines = capsys.readouterr().out.splitlines()
-    assert lines[:2] == ["The card names no license; --license gives one.", f"The model is in {folder}"]
+    assert lines[:2] == [f"The model is in {folder}", "The card names no license; --license gives one."]
     assert len(lines) == 6 and all(line.startswith(name) for line, name in zip(lines[2:], ANSWERS, strict=True))
     assert {path.name for path in folder.iterdir()} == FILES | PIPELINE_FILES
     assert 'from_pretrained("me/numbers"' in ModelCard.load(folder / "README.md").text

@@ -22,10 +22,10 @@ from vanilla_transformer.plots.attention import (
     AttentionMaps,
     attention_maps,
     plot_attention,
-    plot_positions,
-    save_figure,
     token_labels,
 )
+from vanilla_transformer.plots.figures import replace_picture, save_figure
+from vanilla_transformer.plots.positions import plot_positions
 
 SOURCE, TARGET = "two dogs run on the green grass", "zwei Hunde rennen auf dem grünen Gras"
 
@@ -345,6 +345,19 @@ def test_a_figure_is_saved_once_as_what_its_ending_says(tmp_path):
         assert not (tmp_path / name).exists()
     with pytest.raises(UserError, match="No such file"):
         save_figure(figure, str(tmp_path / "no" / "a.png"))
+
+
+def test_a_picture_is_replaced_by_a_whole_one_or_stays(tmp_path, monkeypatch):
+    figure, path = plot_attention(some_maps(4, 3), "cross"), tmp_path / "a.png"
+    path.write_bytes(b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr("os.replace", lambda *paths: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(UserError, match="can't write the picture .*: No space left on device"):
+            replace_picture(figure, path)
+    assert path.read_bytes() == b"old"
+    replace_picture(figure, path)
+    assert path.read_bytes().startswith(b"\x89PNG")
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_without_matplotlib_the_weights_remain_and_a_picture_names_what_to_install(model, tokenizer, monkeypatch):

@@ -4,16 +4,16 @@ vanilla-transformer export --model_name_or_path runs/en-de-averaged --to ctransl
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
 from transformers.utils.logging import disable_progress_bar
 
-from ..convert.ctranslate2 import to_ctranslate2
+from ..convert.ctranslate2 import check_quantization, to_ctranslate2
 from ..convert.marian import to_marian
-from ..convert.onnx import to_onnx
-from ..data.files import in_use, new_folder
-from ..errors import UserError
+from ..convert.onnx import check_exporter, to_onnx
+from ..data.files import check_not_in_use, new_folder
+from ..errors import UserError, first_line
 from ..inference.loading import load
 from .arguments import CommandParser, names
 
@@ -43,22 +43,40 @@ def make_parser() -> CommandParser:
     )
 
 
+def check(arguments: ExportArguments) -> None:
+    """Refuse arguments that can't be, before a model is loaded.
+
+    Raises:
+        UserError: One sentence on what to give instead.
+    """
+    if arguments.quantization is not None and arguments.to != "ctranslate2":
+        raise UserError(
+            f"--quantization {arguments.quantization} goes with --to ctranslate2, not with --to {arguments.to}; leave "
+            "it out"
+        )
+    check_not_in_use(arguments.output_dir, "export")
+    if arguments.to == "ctranslate2":
+        check_quantization(arguments.quantization)
+    elif arguments.to == "onnx":
+        check_exporter()
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command with the words of its command line."""
     (arguments,) = make_parser().parse(argv)
     disable_progress_bar()
+    check(arguments)
     folder = arguments.output_dir
-    if arguments.quantization and arguments.to != "ctranslate2":
-        raise UserError(f"--quantization goes with --to ctranslate2, not with --to {arguments.to}; leave it out")
-    if in_use(Path(folder)):
-        raise UserError(f"{folder} already exists and is not empty; give another --output_dir")
     model, tokenizer = load(arguments.model_name_or_path, device="cpu")
     with new_folder(folder, "export") as partial:
-        if arguments.to == "marian":
-            to_marian(model).save_pretrained(partial)
-        elif arguments.to == "ctranslate2":
-            to_ctranslate2(model, tokenizer, partial, arguments.quantization)
-        else:
-            to_onnx(model, partial)
-        tokenizer.save_pretrained(partial)
+        try:
+            if arguments.to == "marian":
+                to_marian(model).save_pretrained(partial)
+            elif arguments.to == "ctranslate2":
+                to_ctranslate2(model, tokenizer, partial, arguments.quantization)
+            else:
+                to_onnx(model, partial)
+            tokenizer.save_pretrained(partial)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"can't write the export into {folder}: {first_line(error)}; free some space") from error
     print(f"The model is in {folder}; it loads with {HOW_TO_LOAD[arguments.to].format(folder)}")

@@ -14,8 +14,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..errors import UserError
 from ..inference.text_io import decode_arguments
-from ..plots.attention import attention_maps, plot_attention, plot_positions, save_figure
-from .arguments import CommandParser, LoadingArguments, names
+from ..plots.attention import attention_maps, plot_attention
+from ..plots.figures import check_picture, save_figure
+from ..plots.positions import check_length, plot_positions
+from .arguments import CommandParser, LoadingArguments, names, report_without_effect
 
 
 @dataclass
@@ -50,12 +52,36 @@ def make_parser() -> CommandParser:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command with the words of its command line."""
-    arguments, loading = make_parser().parse(argv)
+def check(arguments: PlotArguments, given: set[str]) -> list[str]:
+    """Refuse arguments that can't be, before a model is loaded; print a line for those that have no effect.
+
+    Args:
+        arguments: The command's arguments.
+        given: Names of the options that the command line gives.
+
+    Returns:
+        The sentence and its target, in UTF-8 whatever the locale; empty where positions are drawn.
+
+    Raises:
+        UserError: One sentence on what to give instead.
+    """
     texts = decode_arguments([text for text in (arguments.sentence, arguments.target) if text is not None])
     if bool(texts) == (arguments.positions is not None) or (texts and arguments.sentence is None):
         raise UserError("give either a sentence, and perhaps its --target, or --positions")
+    if any(not text.strip() for text in texts):
+        raise UserError("the sentence or its --target is blank; there is nothing that could attend to anything")
+    if arguments.positions is not None:
+        check_length(arguments.positions)
+        report_without_effect(given & {"kind"}, "--positions draws no attention")
+    check_picture(arguments.output_file)
+    return texts
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with the words of its command line."""
+    parser = make_parser()
+    arguments, loading = parser.parse(argv)
+    texts = check(arguments, parser.given(argv))
     disable_progress_bar()
     model, tokenizer = loading.load(arguments.model_name_or_path)
     if texts:

@@ -6,21 +6,26 @@ With --output_dir all of it is written into a new folder and checked there, and 
 come from vanilla-transformer evaluate --json.
 """
 
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from huggingface_hub import constants
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from transformers.utils.logging import disable_progress_bar
 
+from ..data.files import check_not_in_use
 from ..errors import UserError
 from ..hub.card import make_card
 from ..hub.provenance import read_scores
 from ..hub.push import full_id, push_to_hub, save_for_hub
 from ..hub.verify import verify
 from ..inference.loading import load
+from ..inference.text_io import decode_arguments
 from ..training.record import read_record
-from .arguments import CommandParser, names
+from .arguments import CommandParser, names, report_without_effect
 
 
 @dataclass
@@ -74,13 +79,49 @@ def make_parser() -> CommandParser:
     )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the command with the words of its command line."""
-    arguments, card_arguments = make_parser().parse(argv)
-    disable_progress_bar()
+def check(arguments: PushArguments, card_arguments: CardArguments, given: set[str]) -> None:
+    """Refuse arguments that can't be; print a line for those that have no effect.
+
+    Args:
+        arguments: The command's arguments.
+        card_arguments: Those for the card; texts become UTF-8 whatever the locale.
+        given: Names of the options that the command line gives.
+
+    Raises:
+        UserError: One sentence on what to give instead.
+    """
     if not (arguments.repo_id or arguments.output_dir):
         raise UserError("give a --repo_id to push to, or an --output_dir to write into")
+    if arguments.repo_id is not None:
+        try:
+            validate_repo_id(arguments.repo_id)
+        except HFValidationError as error:
+            raise UserError(f"--repo_id is {arguments.repo_id!r}; it must be name or owner/name") from error
+    texts = {name: text for name, text in vars(card_arguments).items() if text is not None}
+    for name, text in zip(texts, decode_arguments(list(texts.values())), strict=True):
+        if not text.strip():
+            raise UserError(f"--{name} is blank; give a text, or leave it out")
+        setattr(card_arguments, name, text)
+    if card_arguments.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]*", card_arguments.license):
+        raise UserError(
+            f"--license is {card_arguments.license!r}; it must be a license as the Hub names it, such as apache-2.0, "
+            "mit or other"
+        )
+    if not arguments.commit_message.strip():
+        raise UserError("--commit_message is blank; give a title for the commit")
+    if arguments.output_dir:
+        check_not_in_use(arguments.output_dir, "model")
+        report_without_effect(given & {"private", "commit_message", "existing_card"}, "--output_dir pushes nothing")
+        if Path(arguments.model_name_or_path).is_dir():
+            report_without_effect(given & {"token"}, "nothing is loaded from the Hub, and nothing pushed")
 
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command with the words of its command line."""
+    parser = make_parser()
+    arguments, card_arguments = parser.parse(argv)
+    disable_progress_bar()
+    check(arguments, card_arguments, parser.given(argv))
     if arguments.output_dir:
         model_id = arguments.repo_id or Path(arguments.output_dir).name
     else:
@@ -95,8 +136,6 @@ def main(argv: list[str] | None = None) -> None:
         scores=[read_scores(path, model) for path in arguments.scores],
         **asdict(card_arguments),
     )
-    if card_arguments.license is None:
-        print("The card names no license; --license gives one.")
     if arguments.output_dir:
         place = Path(arguments.output_dir)
         save_for_hub(model, tokenizer, place, card)
@@ -113,5 +152,7 @@ def main(argv: list[str] | None = None) -> None:
             commit_message=arguments.commit_message,
         )
         print(f"The model is at {constants.ENDPOINT}/{place}")
+    if card_arguments.license is None:
+        print("The card names no license; --license gives one.")
     for line in verify(place, model, tokenizer, token=arguments.token, sentence=card_arguments.example):
         print(line)

@@ -1,11 +1,11 @@
-"""Export to CTranslate2, a fast engine in C++."""
+"""Export to CTranslate2, an inference engine in C++."""
 
 from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.files import check_not_in_use
+from ..data.files import check_not_in_use, new_folder
 from ..errors import UserError, require
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from .weight_layout import check_model_class, float32_copy
@@ -39,14 +39,23 @@ def to_ctranslate2(
     """
     check_model_class(model, VanillaTransformerForConditionalGeneration)
     check_not_in_use(folder, "export")
-    types = require("ctranslate2", extra="ct2").specs.model_spec.ACCEPTED_MODEL_TYPES
-    if quantization is not None and quantization not in types:
-        raise UserError(f"quantization is {quantization!r}; CTranslate2 has {', '.join(types)}")
+    check_quantization(quantization)
     from .ctranslate2_loader import VanillaTransformerLoader  # needs the extra [ct2]
 
     with torch.no_grad():
         spec = VanillaTransformerLoader()(float32_copy(model), tokenizer)  # a copy: quantization works in place
     spec.validate()
     spec.optimize(quantization)
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    spec.save(str(folder))
+    with new_folder(folder, "export") as partial:
+        spec.save(str(partial))
+
+
+def check_quantization(quantization: str | None) -> None:
+    """Refuse a type of weights that CTranslate2 does not have.
+
+    Raises:
+        UserError: CTranslate2 is not installed, or does not have the type.
+    """
+    types = require("ctranslate2", extra="ct2").specs.model_spec.ACCEPTED_MODEL_TYPES
+    if quantization is not None and quantization not in types:
+        raise UserError(f"quantization is {quantization!r}; CTranslate2 has {', '.join(types)}")

@@ -12,7 +12,7 @@ import transformers
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils.versions import require_version
 
-from ..data.files import check_not_in_use
+from ..data.files import check_not_in_use, new_folder
 from ..errors import UserError, require
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from .weight_layout import check_model_class, float32_copy
@@ -38,6 +38,22 @@ def to_onnx(model: PreTrainedModel, folder: str | Path) -> None:
     """
     check_model_class(model, VanillaTransformerForConditionalGeneration)
     check_not_in_use(folder, "export")
+    check_exporter()
+    passes = require("onnx_ir.passes.common", extra="onnx")
+    with _quiet():
+        exported = _exported_to_onnx(float32_copy(model))
+    for component in exported.components.values():
+        passes.ClearMetadataAndDocStringPass()(component.program)  # each node's place in the source code, with paths
+    with new_folder(folder, "export") as partial:
+        exported.save_pretrained(partial)
+
+
+def check_exporter() -> None:
+    """Refuse where the exporter is missing or too old.
+
+    Raises:
+        UserError: With what to install.
+    """
     try:
         for requirement in ONNX_NEEDS:
             require_version(requirement)
@@ -46,13 +62,8 @@ def to_onnx(model: PreTrainedModel, folder: str | Path) -> None:
             f"the export to ONNX needs {' and '.join(ONNX_NEEDS)}, but here are torch {torch.__version__} and "
             f"transformers {transformers.__version__}; install newer ones"
         ) from error
-    require("onnx", extra="onnx")
-    passes = require("onnx_ir.passes.common", extra="onnx")
-    with _quiet():
-        exported = _exported_to_onnx(float32_copy(model))
-    for component in exported.components.values():
-        passes.ClearMetadataAndDocStringPass()(component.program)  # each node's place in the source code, with paths
-    exported.save_pretrained(folder)
+    for module in ("onnx", "onnxscript"):
+        require(module, extra="onnx")
 
 
 def _exported_to_onnx(model: PreTrainedModel) -> "transformers.exporters.ExportedModel":

@@ -133,8 +133,8 @@ def _result_rows(report: Report) -> list[_Row]:
 def _eval_results(report: Report) -> list[EvalResult]:
     """Entries of the metadata's model-index."""
 
-    def clean(text: str | None) -> str | None:
-        return None if text is None else one_line(mask_secrets(text))
+    def clean(text: str | None) -> str | None:  # pages of the Hub show it
+        return None if text is None else re.sub(r"[<>`\[\]]", "", one_line(mask_secrets(text)))
 
     return [
         EvalResult(

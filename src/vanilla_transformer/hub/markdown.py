@@ -10,7 +10,7 @@ MASK = "***"
 _SECRETS = re.compile(
     r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}"
     r"|\bgh[a-z]_[A-Za-z0-9]{8,}|\bgithub_pat_\w{8,}|\bglpat-[\w-]{8,}"
-    r"|\bsk-(?:[a-z]{2,6}-)?[A-Za-z0-9_]{12,}[\w-]*"
+    r"|\bsk-(?:(?:proj|ant|or|svcacct|admin)-)?(?:[a-z]+\d+-)?[A-Za-z0-9_]{12,}[\w-]*"
     r"|\bAKIA[0-9A-Z]{12,}|\bxox[a-z]-[\w-]{8,}"
     r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
 )
@@ -61,7 +61,7 @@ def command_block(command: str) -> str:
         word = MASK if secret else f"{flag}={MASK}" if names_secret and flag != word else word
         secret = names_secret and flag == word
         words.append(one_line(mask_secrets(public_word(word))))
-    lines = re.sub(r" (?=--)", " \\\n    ", shlex.join(words))
+    lines = re.sub(r" (?='?--)", " \\\n    ", shlex.join(words))
     if re.search(r"[`<>&]", lines):  # nothing ends this block early, and no renderer can take it for HTML
         return f"<pre><code>{html.escape(lines, quote=False)}\n</code></pre>"
     return f"```sh\n{lines}\n```"

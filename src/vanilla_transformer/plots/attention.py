@@ -1,4 +1,4 @@
-"""What attends to what: attention weights with their tokens, and pictures of them and of the positions."""
+"""Attention weights with their tokens, and pictures of them."""
 
 import logging
 import textwrap
@@ -14,11 +14,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from ..data.files import new_output
 from ..errors import UserError, require
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
 from ..modeling_vanilla_transformer import shift_right
+from .figures import DPI
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -48,12 +48,6 @@ ROWS = {
     "source": "A row: what one source token attends to.",
     "target": "A row: what the decoder attends to, having read that token and predicting the next.",
 }
-
-
-FORMATS = ("png", "pdf", "svg")
-
-
-DPI = 200
 
 
 POINTS = 8  # of the labels
@@ -286,57 +280,3 @@ def _characters(path: str) -> set[str]:
     except (OSError, RuntimeError):
         return set()
     return set(map(chr, font.get_charmap())) if font.scalable else set()
-
-
-def plot_positions(model: PreTrainedModel, length: int) -> "Figure":
-    """Draw the sinusoidal positions (section 3.5): a row for each position, a column for each dimension.
-
-    Args:
-        model: The model that adds them, of this package or loaded with the code that came with it.
-        length: How many positions, from 0.
-
-    Returns:
-        A matplotlib figure, for `save_figure`.
-
-    Raises:
-        UserError: No position to draw, or matplotlib is not installed.
-    """
-    if length < 1:
-        raise UserError(f"the number of positions is {length}; it must be at least 1")
-    config = model.config
-    position, width = "pos", "d"
-    if config.position_convention == "fairseq":
-        position, width = f"(pos+{config.pad_token_id + 1})", "(d-2)"
-    positions = model.get_encoder().positions(torch.arange(length, device=model.device)).cpu().numpy()
-    figure = require("matplotlib.figure", "plots").Figure((10, 5), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
-    for axis, first, function, dimension in zip(axes, (0, 1), ("sin", "cos"), ("2i", "2i+1"), strict=True):
-        image = axis.imshow(
-            positions[:, first::2],
-            vmin=-1,
-            vmax=1,
-            cmap="viridis",
-            aspect="auto",
-            interpolation="nearest",
-            extent=(first - 1, first + config.d_model - 1, length - 0.5, -0.5),
-        )
-        formula = rf"\{function}({position}\,/\,10000^{{2i/{width}}})"
-        axis.set_title(rf"$PE(pos, {dimension}) = {formula}$", fontsize=12)
-        axis.set_xlabel(f"{'even' if first == 0 else 'odd'} dimensions")
-    axes[0].set_ylabel("position")
-    figure.suptitle(f"Sinusoidal positions, d = {config.d_model}", fontsize=14)
-    figure.colorbar(image, ax=axes)
-    return figure
-
-
-def save_figure(figure: "Figure", path: str) -> None:
-    """Write a figure to a new file, in the format that its ending names.
-
-    Raises:
-        UserError: Another ending than those of `FORMATS`, or the file exists already or cannot be made.
-    """
-    ending = Path(path).suffix.removeprefix(".").lower()
-    if ending not in FORMATS:
-        raise UserError(f"the output file {path} must end in one of .{', .'.join(FORMATS)}")
-    with new_output(path, binary=True) as file:
-        figure.savefig(file, format=ending, dpi=DPI)

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import require
+from .figures import replace_picture
 
 
 def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
@@ -16,7 +17,7 @@ def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
         path: The file to write; one that is there is replaced.
 
     Raises:
-        UserError: matplotlib is not installed.
+        UserError: matplotlib is not installed, or the file can't be written.
     """
     figure = require("matplotlib.figure", "plots").Figure(figsize=(8, 4.5), layout="constrained")
     loss_axis = figure.subplots()
@@ -42,4 +43,4 @@ def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
         ticks = require("matplotlib.ticker", "plots").MaxNLocator(8)
         axis.set_xticks([tick for tick in ticks.tick_values(0, times[-1]) if times[0] <= tick <= times[-1]])
     figure.legend(loc="outside upper center", ncols=len(curves))
-    figure.savefig(path, dpi=150, format="png")
+    replace_picture(figure, path)

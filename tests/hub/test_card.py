@@ -272,7 +272,8 @@ def test_a_downloaded_record_or_report_can_only_be_text_on_a_card(model, tokeniz
             "\u202e",
         ):
             assert forbidden not in whole, forbidden
-        assert not re.search(r"(?<!\\)\]\(https://evil", whole)
+        outside_of_code = re.sub(r"```sh\n.*?\n```", "", whole, flags=re.DOTALL)
+        assert not re.search(r"(?<!\\)\]\(https://evil", outside_of_code)
         assert card.data.to_dict().keys() <= harmless.data.to_dict().keys()
         assert card.data.license is None and card.data.datasets is None and card.data.base_model is None
 

@@ -37,7 +37,7 @@ def escape(text: str) -> str:
 def code_cell(text: str) -> str:
     """Show a text as a code span in a table cell, or escaped where a code span could end early."""
     line = one_line(mask_secrets(text))
-    if not line or re.search(r"[`<>&\\]", line):
+    if not line or re.search(r"[`<>&\\\[\]]", line):
         return escape(line)
     return "`{}`".format(line.replace("|", r"\|"))
 

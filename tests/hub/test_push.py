@@ -214,6 +214,28 @@ def test_nothing_public_is_taken_for_private_and_no_card_is_lost(hub, user):
     assert hub.repositories["user/shown"].files["README.md"].endswith(b"the card")
 
 
+def test_foreign_code_in_a_repository_is_neither_joined_nor_run(hub, user, run):
+    user("push_to_hub(model, tokenizer, 'mixed', card, token=token)")
+    files, harm = hub.repositories["user/mixed"].files, run.parent / "harm"
+    evil = f"from pathlib import Path\nPath({str(harm)!r}).touch()\n".encode()
+    for name in ("custom_generate/generate.py", "adapter_config.json"):
+        files[name] = evil if name.endswith(".py") else b"{}"
+        message = user.refused("push_to_hub(model, tokenizer, 'mixed', card, existing_card='keep', token=token)")
+        assert f"user/mixed has {name}, which makes transformers load foreign code or weights" in message
+        assert "makes transformers load foreign" in user.refused("verify('user/mixed', model, tokenizer, token=token)")
+        del files[name]
+    name = "modeling_vanilla_transformer.py"
+    own, files[name] = files[name], evil
+    message = user.refused("verify('user/mixed', model, tokenizer, token=token)")
+    assert f"user/mixed: {name} is neither this package's nor the model's own code" in message
+    files[name] = own
+    config = json.loads(files["tokenizer_config.json"])
+    files["tokenizer_config.json"] = json.dumps(config | {"auto_map": {"AutoTokenizer": [None, "me/x--y.Z"]}}).encode()
+    message = user.refused("verify('user/mixed', model, tokenizer, token=token)")
+    assert "tokenizer_config.json has the auto_map 'me/x--y.Z', which is foreign code" in message
+    assert len(hub.repositories["user/mixed"].commits) == 2 and not harm.exists()
+
+
 def test_an_upload_that_is_cut_once_goes_on(hub, user, run):
     hub.blobs.clear()
     hub.cut_uploads = 1

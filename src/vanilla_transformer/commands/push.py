@@ -137,8 +137,8 @@ def main(argv: list[str] | None = None) -> None:
         **asdict(card_arguments),
     )
     if arguments.output_dir:
-        place = Path(arguments.output_dir)
-        save_for_hub(model, tokenizer, place, card)
+        place: str | Path = Path(arguments.output_dir)
+        save_for_hub(model, tokenizer, arguments.output_dir, card)
         print(f"The model is in {place}")
     else:
         place = push_to_hub(

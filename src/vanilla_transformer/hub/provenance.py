@@ -69,7 +69,7 @@ class Recipe:
     seed: int
     bf16: bool
     fp16: bool
-    load_best_model_at_end: bool
+    load_best_model_at_end: bool | None  # None: where there is a validation
     metric_for_best_model: str | None
 
 

@@ -78,5 +78,6 @@ def main(argv: list[str] | None = None) -> None:
                 to_onnx(model, partial)
             tokenizer.save_pretrained(partial)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"can't write the export into {folder}: {first_line(error)}; free some space") from error
+            reason = getattr(error, "strerror", None) or first_line(error)
+            raise UserError(f"can't write into {folder}: {reason}; free some space") from error
     print(f"The model is in {folder}; it loads with {HOW_TO_LOAD[arguments.to].format(folder)}")

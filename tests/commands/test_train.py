@@ -234,7 +234,13 @@ def test_values_out_of_range_are_refused_and_leave_nothing_behind(run_script, tm
             ["--config_overrides", "eos_token_id=5"],
             "eos_token_id=5: eos_token_id is 2 in the tokenizer",
         ),
-        (["--debug", "nonsense"], "nonsense"),
+        (
+            ["--debug", "underflow_overflow"],
+            "debug is 'underflow_overflow'; it must be '' or []: the library's debugger",
+        ),
+        (["--lr_scheduler_kwargs", '{"power":'], 'lr_scheduler_kwargs is {"power":: '),
+        (["--accelerator_config", "no/such"], "accelerator_config is no/such: "),
+        (["--source_lang", "fr"], "source_lang and target_lang are both fr; they must differ"),
         (["--generation_config", "no/such"], "generation_config is no/such: "),
     ],
 )

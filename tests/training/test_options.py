@@ -86,7 +86,7 @@ def test_unknown_choices_are_refused_with_those_that_there_are(name):
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_what_this_trainer_can_not_obey_is_refused_with_the_reason(name):
     allowed, reason = REFUSED[name]
-    other = {True: False, False: True, None: ["target"], "random": "sequential"}[allowed[0]]
+    other = {True: False, False: True, None: ["target"], "random": "sequential", "": "underflow_overflow"}[allowed[0]]
     with pytest.raises(UserError) as error:
         make_arguments(**{name: other})
     assert str(error.value).startswith(f"{name} is {other!r}; it must be ") and str(error.value).endswith(reason)
@@ -155,6 +155,8 @@ def test_epochs_count_if_they_are_given_and_steps_are_not():
         ({"num_train_epochs": math.nan}, "num_train_epochs is nan; it must be"),
         ({"max_steps": 5, "num_train_epochs": 1}, "max_steps is 5 and num_train_epochs is 1; give only one"),
         ({"dataloader_persistent_workers": True}, "dataloader_num_workers is 0; it must be at least 1"),
+        ({"torch_compile_mode": "nonsense"}, "torch_compile_mode is 'nonsense'; it must be one of default, "),
+        ({"torch_compile_backend": "nonsense"}, "torch_compile_backend is 'nonsense'; it must be one of .*inductor"),
         ({"accelerator_config": {"split_batches": True}}, "accelerator_config has split_batches; leave it out"),
     ],
 )

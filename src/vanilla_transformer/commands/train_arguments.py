@@ -127,6 +127,8 @@ class DataArguments:
         check_ranges(self, DATA_RANGES)
         if self.dataset_name is not None and (self.train_file or self.validation_file):
             raise UserError("--dataset_name excludes --train_file and --validation_file; give one or the other")
+        if self.source_lang == self.target_lang:
+            raise UserError(f"source_lang and target_lang are both {self.source_lang}; they must differ")
         if bool(self.train_file) != bool(self.validation_file):
             raise UserError("--train_file and --validation_file go together; give both, or neither")
 
@@ -275,6 +277,21 @@ def merge_options(before: dict[str, Any], given: dict[str, Any]) -> dict[str, An
     return {name: value for name, value in before.items() if name not in replaced} | given
 
 
+# What the library's own checks raise.
+LIBRARY_ERRORS = (ValueError, TypeError, ImportError, OSError, KeyError, AttributeError)
+
+
+def find_culprit(kind: type, settings: dict[str, Any]) -> str:
+    """Return "name is value: " for the option without which the others can be used; empty if there is none."""
+    for name, value in settings.items():
+        try:
+            kind(**{other: settings[other] for other in settings if other != name})
+        except LIBRARY_ERRORS:
+            continue
+        return f"{name} is {value}: "
+    return ""
+
+
 def make_options(values: dict[str, Any]) -> tuple[ModelArguments, DataArguments, PaperTrainingArguments]:
     """Make the dataclasses of the options from the values that were given.
 
@@ -284,12 +301,13 @@ def make_options(values: dict[str, Any]) -> tuple[ModelArguments, DataArguments,
     parts: list[Any] = []
     for kind in (ModelArguments, DataArguments, PaperTrainingArguments):
         known = set(names(kind))
+        settings = {name: value for name, value in values.items() if name in known}
         try:
-            parts.append(kind(**{name: value for name, value in values.items() if name in known}))
+            parts.append(kind(**settings))
         except UserError:
             raise
-        except (ValueError, TypeError, ImportError, OSError, KeyError) as error:  # of the library's own checks
-            raise UserError(first_line(error)) from error
+        except LIBRARY_ERRORS as error:
+            raise UserError(find_culprit(kind, settings) + first_line(error)) from error
     return parts[0], parts[1], parts[2]
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+import torch
 from transformers.trainer_utils import HubStrategy, IntervalStrategy, SaveStrategy, SchedulerType
 from transformers.training_args import OptimizerNames, TrainingArguments
 
@@ -107,6 +108,7 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "sortish_sampler": ((False,), SIMILAR_LENGTHS),
     "dataloader_drop_last": ((False,), "every sentence pair is used once in an epoch"),
     "label_names": ((None, ["labels"]), "the model's labels are called labels"),
+    "debug": (("", []), "the library's debugger can't examine masks"),
     "use_liger_kernel": ((False,), "Liger has no kernels for this model"),
     "eval_do_concat_batches": ((True,), ONE_METRIC),
     "batch_eval_metrics": ((False,), ONE_METRIC),
@@ -201,7 +203,7 @@ OBEYED = frozenset(
         *("log_level", "disable_tqdm", "report_to", "eval_strategy", "eval_on_start", "save_strategy"),
         *("enable_jit_checkpoint", "load_best_model_at_end", "full_determinism", "seed", "data_seed", "use_cpu"),
         *("accelerator_config", "parallelism_config", "dataloader_num_workers", "dataloader_pin_memory"),
-        *("dataloader_prefetch_factor", "fsdp", "deepspeed", "debug", "skip_memory_metrics", "resume_from_checkpoint"),
+        *("dataloader_prefetch_factor", "fsdp", "deepspeed", "skip_memory_metrics", "resume_from_checkpoint"),
         *("per_device_train_tokens", "push_to_hub"),
     )
 )
@@ -252,6 +254,11 @@ def check_combinations(args: TrainingArguments) -> None:
             "dataloader_persistent_workers is set, but dataloader_num_workers is 0; it must be at least 1, or leave "
             "out dataloader_persistent_workers"
         )
+    if args.torch_compile:
+        backends, modes = torch._dynamo.list_backends(exclude_tags=()), list(torch._inductor.list_mode_options())
+        for name, known in (("torch_compile_backend", backends), ("torch_compile_mode", [*modes, None])):
+            if getattr(args, name) not in known:
+                raise UserError(f"{name} is {getattr(args, name)!r}; it must be one of {', '.join(map(str, known))}")
     for name in ("split_batches", "dispatch_batches"):
         if getattr(args.accelerator_config, name, None):
             raise UserError(

@@ -370,10 +370,21 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
-        """Run the stock evaluation, without counting its time in tokens per second."""
+        """Run the stock evaluation, without counting its time in tokens per second.
+
+        Raises:
+            UserError: The model's output is not finite.
+        """
         start = time.perf_counter()
         try:
             return super().evaluate(*args, **kwargs)
+        except ValueError as error:
+            if isinstance(error, UserError) or "not finite" not in str(error):
+                raise
+            raise UserError(
+                f"the model's output is not finite after step {self.state.global_step}; "
+                f"{self._last_good_checkpoint()}; try a lower learning_rate or more warmup_steps"
+            ) from error
         finally:
             self._clock += time.perf_counter() - start
 

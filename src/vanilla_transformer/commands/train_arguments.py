@@ -10,7 +10,7 @@ from sacrebleu.metrics import BLEU
 from ..data.limits import take_pairs
 from ..data.numbers import number_pairs
 from ..data.reading import load_pairs
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..training.options import COUNT, Range, check_metric, find_ineffective
 from ..training.recipe import PaperTrainingArguments
 from .arguments import names
@@ -307,7 +307,7 @@ def make_options(values: dict[str, Any]) -> tuple[ModelArguments, DataArguments,
         except UserError:
             raise
         except LIBRARY_ERRORS as error:
-            raise UserError(find_culprit(kind, settings) + first_line(error)) from error
+            raise UserError(find_culprit(kind, settings) + " ".join(str(error).split())) from error
     return parts[0], parts[1], parts[2]
 
 

@@ -236,7 +236,7 @@ def test_values_out_of_range_are_refused_and_leave_nothing_behind(run_script, tm
         ),
         (
             ["--debug", "underflow_overflow"],
-            "debug is 'underflow_overflow'; it must be '' or []: the library's debugger",
+            "it must be '' or []: the library's debugger can't examine masks",
         ),
         (["--lr_scheduler_kwargs", '{"power":'], 'lr_scheduler_kwargs is {"power":: '),
         (["--accelerator_config", "no/such"], "accelerator_config is no/such: "),

@@ -83,33 +83,40 @@ def test_help_names_every_command():
     assert all(f"\n  {name:<10} {purpose}\n" in text for name, purpose in cli.COMMANDS.items())
 
 
+SCRIPT = "/venv/bin/vanilla-transformer"
+SPAWNED = ["python", "-c", "from multiprocessing.spawn import spawn_main", "--multiprocessing-fork"]
+
+
 @pytest.mark.parametrize(
     ("orig_argv", "argv", "expected"),
     [
-        (["python", "/venv/bin/vanilla-transformer", "train", "-m"], None, True),
-        (["python.exe", r"vanilla-transformer.exe", "train"], None, True),
-        (["python", "-u", "/venv/bin/vanilla-transformer"], None, True),
+        (["python", SCRIPT, "train", "-m"], [SCRIPT, "train", "-m"], True),
+        (["python", "-u", SCRIPT], [SCRIPT], True),
+        (["python.exe", "vanilla-transformer.exe", "train"], ["vanilla-transformer.exe", "train"], True),
         (["python", "-m", "vanilla_transformer", "train"], ["-m", "train"], True),
         (["python", "-Im", "vanilla_transformer", "train"], ["-m", "train"], True),
         (["python", "-u", "-m", "vanilla_transformer"], ["-m"], True),  # as torchrun and accelerate start it
-        (["python", "-m", "accelerate.commands.launch", "-m", "vanilla_transformer"], ["-m", "-m", "x"], False),
+        (["python", "-m", "launch", "-m", "vanilla_transformer"], ["-m", "-m", "vanilla_transformer"], False),
         (["python", "-m", "pytest", "vanilla_transformer"], ["-m", "vanilla_transformer"], False),
-        (["python", "-c", "from multiprocessing.spawn import spawn_main", "--multiprocessing-fork"],
-         ["/venv/bin/vanilla-transformer", "train"], False),
-        (["python", "vanilla-transformer.py"], None, False),  # somebody's own program
-        (["python", "app.pyz", "train"], None, False),
+        (SPAWNED, [SCRIPT, "train"], False),
+        (SPAWNED, [SCRIPT, "train", *"abcdef"], False),  # children copy the words of their parent, however many
+        (["python", "vanilla-transformer.py"], ["vanilla-transformer.py"], False),  # somebody's own program
+        (["python", "app.pyz", "train"], ["app.pyz", "train"], False),
         (["python", "-c", "import vanilla_transformer"], ["-c"], False),
         (["python"], [""], False),
+        (["python"], [], False),
+        ([], [""], False),  # embedded
     ],
-)  # fmt: skip
+)
 def test_only_the_command_itself_registers_late(monkeypatch, orig_argv, argv, expected):
     monkeypatch.setattr(sys, "orig_argv", orig_argv)
-    monkeypatch.setattr(sys, "argv", orig_argv[-len(argv) :] if argv else orig_argv[1:])
-    if argv:
-        monkeypatch.setattr(sys, "argv", argv)
-    elif orig_argv[1] == "-u":
-        monkeypatch.setattr(sys, "argv", orig_argv[2:])
+    monkeypatch.setattr(sys, "argv", argv)
     assert vanilla_transformer._runs_the_command() is expected
+
+
+def test_registration_needs_no_argv(monkeypatch):
+    monkeypatch.delattr(sys, "argv")  # as where Python is embedded
+    assert vanilla_transformer._runs_the_command() is False
 
 
 def test_the_stand_in_gets_the_words_after_its_name(script):

@@ -78,11 +78,14 @@ def _runs_the_command() -> bool:
     Its --help answers at once for that. Processes that the command starts (data loader workers, the check of a pushed
     model) copy `sys.argv` but not `sys.orig_argv`, and register at import as every other program does.
     """
-    main_program = sys.orig_argv[-len(sys.argv)]  # before the program's own arguments: a file, or -m's module
-    if sys.argv[0] == "-m":  # what it is while Python looks for the module
+    words = getattr(sys, "argv", [])  # missing where Python is embedded
+    if not 0 < len(words) <= len(sys.orig_argv):
+        return False
+    main_program = sys.orig_argv[-len(words)]  # before the program's own arguments: a file, or -m's module
+    if words[0] == "-m":  # what it is while Python looks for the module
         return main_program == __name__
     name = Path(main_program).name.lower().removesuffix(".exe")
-    return main_program == sys.argv[0] and name == "vanilla-transformer"
+    return main_program == words[0] and name == "vanilla-transformer"
 
 
 if not _runs_the_command():

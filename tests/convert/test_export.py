@@ -529,7 +529,7 @@ def test_the_benchmark_runs_every_engine(folder, ctranslate2, tmp_path):
     (tmp_path / "test.en").write_text("A man is riding a bike.\nA bike.\nA man.\n")
     (tmp_path / "test.de").write_text("Ein Mann fährt Rad.\nEin Rad.\nEin Mann.\n")
     files = ("--model_name_or_path", str(folder), "--test_file", str(tmp_path / "test"))
-    command = (sys.executable, SCRIPT.with_name("benchmark_engines.py"), *files, "--rounds", "1")
+    command = (sys.executable, SCRIPT.parent / "benchmarks" / "engines.py", *files, "--rounds", "1")
     done = subprocess.run([*command, "--source_lang", "en", "--target_lang", "de"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     rows = [row.strip("| ").split(" | ") for row in done.stdout.splitlines() if row.startswith("|")][2:]

@@ -1,6 +1,6 @@
 """Runs a script under FSDP on CPUs: accelerate turns it on for GPUs only, though torch's FSDP works over gloo as well.
 
-python -m torch.distributed.run --nproc_per_node 2 tests/fsdp_on_cpu.py scripts/train.py --fsdp ...
+python -m torch.distributed.run --nproc_per_node 2 tests/training/fsdp_on_cpu.py scripts/train.py --fsdp ...
 """
 
 import runpy

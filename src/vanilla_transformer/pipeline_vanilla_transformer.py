@@ -82,7 +82,9 @@ class VanillaTransformerTranslationPipeline(Pipeline):
         returned = {"return_tensors": return_tensors, "return_text": return_text}
         return {}, generate_kwargs, {name: value for name, value in returned.items() if value is not None}
 
-    def preprocess(self, text: str) -> dict[str, torch.Tensor]:
+    def preprocess(  # type: ignore[override] # this pipeline's input is a text
+        self, text: str
+    ) -> dict[str, torch.Tensor]:
         """One text as a batch of one: `input_ids` and `attention_mask`, [1, length], and `has_text`, [1]."""
         if not isinstance(text, str):
             raise TypeError(
@@ -107,7 +109,9 @@ class VanillaTransformerTranslationPipeline(Pipeline):
             )
         return normalized
 
-    def _forward(self, model_inputs: dict[str, torch.Tensor], **generate_kwargs: Any) -> dict[str, torch.Tensor]:
+    def _forward(  # type: ignore[override] # tensors in and out, nothing else
+        self, model_inputs: dict[str, torch.Tensor], **generate_kwargs: Any
+    ) -> dict[str, torch.Tensor]:
         """`output_ids`, int64 of shape [batch, num_return_sequences, length]; nothing but `<pad>` for blank texts."""
         has_text = model_inputs["has_text"]
         count = self._setting("num_return_sequences", generate_kwargs) or 1
@@ -156,7 +160,7 @@ class VanillaTransformerTranslationPipeline(Pipeline):
         values = (settings.get(name), *(getattr(config, name, None) for config in configs))
         return next((value for value in values if value is not None), None)
 
-    def postprocess(
+    def postprocess(  # type: ignore[override] # tensors in, its own settings
         self, model_outputs: dict[str, torch.Tensor], return_tensors: bool = False, return_text: bool | None = None
     ) -> list[dict[str, Any]]:
         """The translations of one text, from its `output_ids` of shape [1, num_return_sequences, length]."""

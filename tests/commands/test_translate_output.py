@@ -339,3 +339,17 @@ def test_json_has_no_number_that_is_none(run_script, folder, tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps(config | {"do_sample": True, "num_beams": 1}))
     _, out, _ = run_script("translate", "seven", "--model_name_or_path", str(tmp_path), "--json")
     assert json.loads(out, parse_constant=pytest.fail)["translations"][0]["score"] is None
+
+
+@pytest.mark.parametrize("flags", [[], ["--resume"]])
+@pytest.mark.parametrize("as_link", [False, True])
+def test_the_input_is_never_the_output(translate, source, tmp_path, flags, as_link):
+    """With one translation a sentence the input has just as many lines as a finished output."""
+    output = source
+    if as_link:
+        output = tmp_path / "out.txt"
+        output.symlink_to(source)
+    before = source.read_bytes()
+    code, err = translate(output, *flags, num_return_sequences=1)
+    assert code == 2 and "is the input file" in err
+    assert source.read_bytes() == before

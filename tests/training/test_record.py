@@ -1,4 +1,4 @@
-"""What a run writes about itself. That scripts/train.py does is in test_scripts_train.py."""
+"""What a run writes about itself; that the command `train` does is in tests/commands/test_train.py."""
 
 import pytest
 import torch

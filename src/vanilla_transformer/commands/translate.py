@@ -173,6 +173,7 @@ def run(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
     if arguments.output_file:
         lines_per_sentence = 1 if arguments.json else arguments.num_return_sequences
         output = TranslationOutput(arguments.output_file, source.sentences, lines_per_sentence)
+        output.check_is_not_input(arguments.input_file)
         if arguments.resume and output.is_finished():
             print(
                 f"note: {output.path} has all its lines already, so there is nothing to resume; it is left as it is",

@@ -41,6 +41,16 @@ class TranslationOutput:
         self.sentences = sentences
         self.lines_per_sentence = lines_per_sentence
 
+    def check_is_not_input(self, input_file: str | None) -> None:
+        """Refuse an output that is the input file, also by another path.
+
+        Raises:
+            UserError: It is, or the output's unfinished part is.
+        """
+        for path in (self.path, self.partial, self.description):
+            if input_file and path.exists() and os.path.exists(input_file) and os.path.samefile(path, input_file):
+                raise UserError(f"the output file {self.path} is the input file, or would replace it; name a new one")
+
     def check(self, resume: bool, input_file: str | None = None) -> None:
         """Refuse early what `open` would refuse, but for what depends on the model.
 
@@ -52,9 +62,7 @@ class TranslationOutput:
             UserError: The output is the input, exists already, can't be created, or is unfinished and `resume` is
                 false.
         """
-        for path in (self.path, self.partial, self.description):
-            if input_file and path.exists() and os.path.exists(input_file) and os.path.samefile(path, input_file):
-                raise UserError(f"the output file {self.path} is the input file, or would replace it; name a new one")
+        self.check_is_not_input(input_file)
         if os.path.lexists(self.path):
             raise UserError(f"the output file {self.path} exists already; name a new one, or remove it first")
         if not self.path.parent.is_dir():

@@ -143,6 +143,10 @@ NO_EFFECT: dict[str, str] = {
 Condition = Callable[[Any], bool]
 CONDITIONAL: dict[tuple[str, ...], tuple[Condition, str]] = {
     ("adam_beta1", "adam_beta2", "adam_epsilon"): (lambda a: "adam" in a.optim, "optim is not Adam"),
+    ("optim_args",): (
+        lambda a: not a.optim.startswith(("adamw_torch", "adafactor")) or a.optim[11:] in ("_4bit", "_8bit"),
+        "optim has no further arguments",
+    ),
     ("optim_target_modules",): (
         lambda a: any(name in a.optim for name in ("galore", "apollo")),
         "optim is neither GaLore nor APOLLO",

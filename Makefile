@@ -7,6 +7,7 @@
 # make docs            write docs/options.md from the options' definitions
 # make dist            sdist and wheel in dist/
 # make test-lowest     the suite with the lowest versions that pyproject.toml admits
+# make test-clients    the model under other programs (captum, PEFT, torchao, ..., transformers' own tests), against MarianMT
 # make clean           remove what these targets made
 #
 # PYTHON chooses the interpreter (3.11 or later), VENV the folder of the environment.
@@ -15,6 +16,9 @@ PYTHON ?= python3
 VENV ?= .venv
 VENV_LOWEST ?= .venv-lowest
 VENV_WORKFLOWS ?= .venv-workflows
+VENV_CLIENTS ?= .venv-clients
+# Whose own tests the model must pass: the source distribution, or a clone, which has the tests of generation as well.
+TRANSFORMERS_SOURCE ?= $(VENV_CLIENTS)/transformers
 DEMO := runs/demo
 # As many test files at a time as there are cores, in the order of tests/conftest.py.
 PYTEST_FLAGS := --numprocesses auto --dist loadfile --no-loadscope-reorder
@@ -24,6 +28,8 @@ INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -c constrain
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
 INSTALLED_LOWEST := $(VENV_LOWEST)/.installed
+INSTALLED_CLIENTS := $(VENV_CLIENTS)/.installed
+PIP_CLIENTS := $(VENV_CLIENTS)/bin/python -m pip --disable-pip-version-check
 
 define CHECK_PYTHON
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
@@ -31,7 +37,7 @@ define CHECK_PYTHON
 		"name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 endef
 
-.PHONY: demo test lint lint-workflows format coverage docs dist test-lowest clean
+.PHONY: demo test lint lint-workflows format coverage docs dist test-lowest test-clients clean
 
 # Each demo starts over.
 demo: $(INSTALLED)
@@ -83,8 +89,13 @@ dist: $(INSTALLED_TEST)
 test-lowest: $(INSTALLED_LOWEST)
 	$(VENV_LOWEST)/bin/python -m pytest $(PYTEST_FLAGS)
 
+# Not part of `make test`: these programs are many, and a release of one of them may break it without our doing.
+test-clients: $(INSTALLED_CLIENTS) $(TRANSFORMERS_SOURCE)
+	CLIENTS_TRANSFORMERS_SOURCE=$(abspath $(TRANSFORMERS_SOURCE)) \
+		$(VENV_CLIENTS)/bin/python -m pytest $(PYTEST_FLAGS) tests/clients
+
 clean:
-	rm -rf .venv .venv-lowest .venv-workflows $(DEMO) dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage*
+	rm -rf .venv .venv-lowest .venv-workflows .venv-clients $(DEMO) dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage*
 	find src scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first, as constraints.txt pins it: a range would let pip choose another build, with CUDA packages.
@@ -105,3 +116,18 @@ $(INSTALLED_LOWEST): pyproject.toml
 	$(VENV_LOWEST)/bin/python -m pip --disable-pip-version-check install uv
 	$(VENV_LOWEST)/bin/uv pip install --python $(VENV_LOWEST)/bin/python --resolution lowest-direct -e '.[dev]'
 	touch $@
+
+# bertviz without what it asks for: see the extra in pyproject.toml.
+$(INSTALLED_CLIENTS): pyproject.toml constraints.txt
+	$(CHECK_PYTHON)
+	$(PYTHON) -m venv $(VENV_CLIENTS)
+	$(PIP_CLIENTS) install -c constraints.txt torch
+	$(PIP_CLIENTS) install -c constraints.txt -e '.[dev,clients]'
+	$(PIP_CLIENTS) install -c constraints.txt --no-deps bertviz
+	touch $@
+
+$(VENV_CLIENTS)/transformers: $(INSTALLED_CLIENTS)
+	rm -rf $@ $@-sdist
+	$(PIP_CLIENTS) download -c constraints.txt --no-deps --no-binary transformers --dest $@-sdist transformers
+	mkdir $@
+	tar -xzf $@-sdist/transformers-*.tar.gz -C $@ --strip-components 1

@@ -343,7 +343,7 @@ def test_json_has_no_number_that_is_none(run_script, folder, tmp_path):
 
 @pytest.mark.parametrize("flags", [[], ["--resume"]])
 @pytest.mark.parametrize("as_link", [False, True])
-def test_the_input_is_never_the_output(translate, source, tmp_path, flags, as_link):
+def test_an_input_with_as_many_lines_as_the_output_is_not_taken_for_it(translate, source, tmp_path, flags, as_link):
     """With one translation a sentence the input has just as many lines as a finished output."""
     output = source
     if as_link:

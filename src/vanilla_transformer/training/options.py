@@ -193,7 +193,6 @@ OBEYED = frozenset(
         *("output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
         *(
             "optim",
-            "optim_args",
             "weight_decay",
             "gradient_accumulation_steps",
             "max_grad_norm",

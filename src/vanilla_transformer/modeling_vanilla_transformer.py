@@ -511,7 +511,7 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
         self.post_init()
 
     @can_return_tuple
-    def forward(  # type: ignore[misc] # TransformersKwargs has num_items_in_batch too  # noqa: D417 (see below)
+    def forward(  # type: ignore[misc] # TransformersKwargs has num_items_in_batch too
         self,
         input_ids: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,

@@ -18,7 +18,7 @@ from transformers import AutoModelForSeq2SeqLM
 from vanilla_transformer.data.numbers import number_pairs
 from vanilla_transformer.data.tokenization import PreTrainedTokenizerFast
 from vanilla_transformer.training.checkpoints import lock_run
-from vanilla_transformer.training.record import read_record
+from vanilla_transformer.training.record import read_record, write_record
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
 RECIPE = (
@@ -296,6 +296,25 @@ def test_a_finished_run_stays_as_it_is(run_script, finished):
         out.strip().splitlines()[-1] == f"The run in {finished} is finished; nothing is trained and nothing is changed."
     )
     assert contents(finished) == before
+
+
+def test_a_run_that_was_stopped_while_its_picture_was_drawn_gets_it_when_resumed(
+    run_script, finished, tmp_path, monkeypatch
+):
+    folder = tmp_path / "run"
+    shutil.copytree(finished, folder)
+    write_record(folder, read_record(folder) | {"finished": False})
+    (folder / "training.png").rename(folder / "training.png.part")
+    resume = ("train", "--output_dir", folder, "--resume_from_checkpoint")
+    with monkeypatch.context() as patch:
+        patch.setattr("vanilla_transformer.commands.train.plot_run", lambda *_: signal.raise_signal(signal.SIGINT))
+        run_script(*resume)
+    assert not (folder / "training.png").exists() and read_record(folder)["finished"] is False
+    code, _, err = run_script(*resume)
+    assert code == 0, err
+    assert {path.name for path in folder.iterdir()} == {path.name for path in finished.iterdir()}
+    assert (folder / "model.safetensors").read_bytes() == (finished / "model.safetensors").read_bytes()
+    assert read_record(folder)["finished"] is True
 
 
 def test_what_a_run_was_given_counts_again_when_it_is_resumed(run_script, finished, tmp_path):

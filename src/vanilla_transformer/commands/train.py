@@ -269,9 +269,10 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
         options.say(f"batches: {train_data.padding:.1%} of their tokens padding")
     if not interrupt.interrupted:
         trainer.save_model()
-        recorder.finish(trainer.args, trainer.state)
     if trainer.is_world_process_zero():
         draw(options, trainer.state.log_history)
+    if not interrupt.interrupted:  # last: a run that is killed before this line does the above again when resumed
+        recorder.finish(trainer.args, trainer.state)
     # Close the connections to the other processes; `end_distributed_process` takes care of what they leave behind.
     trainer.accelerator.end_training()
     if interrupt.interrupted:

@@ -1,6 +1,7 @@
 """The training recipe of section 5 of the paper as arguments of transformers' Seq2SeqTrainer."""
 
 import logging
+import os
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -114,6 +115,8 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
             self.greater_is_better = metric_name(self.metric_for_best_model) not in LOWER_IS_BETTER
         if self.load_best_model_at_end is None:
             self.load_best_model_at_end = "no" not in (self.eval_strategy, self.save_strategy)
+        if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
+            self.use_cpu = True  # else accelerate does not connect the processes, and each trains by itself
         super().__post_init__()
         check_combinations(self)
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()

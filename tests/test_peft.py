@@ -9,7 +9,9 @@ from helpers import SIZES, labels_of, ragged_batch, random_ids, small_model
 from transformers import DataCollatorForSeq2Seq, Seq2SeqTrainer, Seq2SeqTrainingArguments, TrainerCallback, set_seed
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
+from vanilla_transformer.convert.marian import to_marian
 from vanilla_transformer.data.tokenization import SPECIAL_TOKENS, dictionary_tokenizer
+from vanilla_transformer.errors import UserError
 from vanilla_transformer.modeling_vanilla_transformer import cross_entropy
 
 peft = pytest.importorskip("peft")
@@ -183,6 +185,26 @@ def test_a_new_output_layer_is_trained_saved_and_loaded_and_peft_warns_where_it_
     loaded = peft.PeftModel.from_pretrained(base_model(tied), tmp_path / "adapter").eval()
     batch = ragged_batch()
     assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@tied_and_untied
+def test_a_merged_new_output_layer_is_saved_and_then_converted(tied, tmp_path):
+    """PEFT unties the config of the tied model and leaves `shared` where it is."""
+    batch = ragged_batch()
+    merged = moved(with_adapter(base_model(tied), modules_to_save=["lm_head"])).merge_and_unload()
+    assert merged.config.tie_word_embeddings is False
+    expected, names = merged(**batch).logits, list(merged.state_dict())
+    if tied:
+        with pytest.raises(UserError, match="untied after it was made"):
+            to_marian(merged)
+    merged.save_pretrained(tmp_path)
+    assert list(merged.state_dict()) == names
+    loaded, report = VanillaTransformerForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert torch.equal(loaded(**batch).logits, expected)
+    real = batch["decoder_attention_mask"].bool()
+    torch.testing.assert_close(to_marian(loaded)(**batch).logits[real], expected[real], **CLOSE)
 
 
 @tied_and_untied

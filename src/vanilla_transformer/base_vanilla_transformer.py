@@ -83,6 +83,28 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
             )
         return super().from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        """Save a model as `PreTrainedModel.save_pretrained` does, its arguments too.
+
+        PEFT unties a model when it merges a new output layer: the config then says so, but the model still has
+        `shared`. It is saved as an untied model, as which it will be loaded: with three matrices and without `shared`.
+        """
+        if getattr(self.base_model, "shared", None) is not None and not self.config.tie_word_embeddings:
+            weights = self.state_dict() if state_dict is None else state_dict
+            state_dict = {
+                name: weight.clone() if name.endswith(("embed_tokens.weight", "lm_head.weight")) else weight
+                for name, weight in weights.items()
+                if not name.endswith("shared.weight")
+            }
+        super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw linear weights uniformly within +-fan_in^-0.5, and embeddings so that sqrt(d_model) gives variance 1.

@@ -78,6 +78,12 @@ def check_model_class(model: PreTrainedModel, model_class: type[PreTrainedModel]
         with torch.device("meta"):
             fits = model_class(copy.deepcopy(config)).state_dict().keys() == model.state_dict().keys()
     if not fits:
+        untied = not getattr(config, "tie_word_embeddings", True)
+        if untied and isinstance(getattr(model.base_model, "shared", None), torch.nn.Embedding):
+            raise UserError(
+                "the model's matrices were untied after it was made, as PEFT does when it merges a new output layer; "
+                "save it with save_pretrained(), load it, and convert that"
+            )
         raise UserError(
             f"a {type(model).__name__} can't be converted: it must be a {model_class.__name__}, without quantization "
             "and with its adapters merged"

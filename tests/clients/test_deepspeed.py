@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import vanilla_transformer
+
 PROGRAM = """
 import json, sys
 import torch
@@ -56,9 +58,9 @@ def _free_port() -> int:
 def test_training_and_the_translations_after_it_are_those_of_marian(tmp_path, stage, tied):
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    here = Path(__file__).parent
+    here, source = Path(__file__).parent, Path(vanilla_transformer.__file__).parents[1]
     environment = {
-        "PYTHONPATH": f"{here}:{here.parent}",
+        "PYTHONPATH": f"{here}:{here.parent}:{source}",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(_free_port()),
         "RANK": "0",

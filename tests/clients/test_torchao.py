@@ -68,7 +68,8 @@ def test_the_loss_of_a_quantized_model_is_that_of_marian_in_both_modes(pair: Pai
         assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
-def test_a_model_is_quantized_while_loading_and_saved_and_loaded_as_marian(pair: Pair, tmp_path):
+def test_a_model_is_quantized_while_loading_as_marian_and_is_saved_and_loaded(pair: Pair, tmp_path):
+    """MarianMT's folder can't be loaded: torchao 0.18 wants a dot in each name, and `final_logits_bias` has none."""
     batch, found, base = make_batch(3), [], translations(pair.marian, make_batch(3))
     for model in pair:
         folder = tmp_path / model.config.model_type
@@ -76,9 +77,10 @@ def test_a_model_is_quantized_while_loading_and_saved_and_loaded_as_marian(pair:
         config = TorchAoConfig(Int8WeightOnlyConfig())
         quantized = type(model).from_pretrained(folder / "float", quantization_config=config)
         expected = translations(quantized, batch)
-        quantized.save_pretrained(folder / "int8")
-        loaded = type(model).from_pretrained(folder / "int8")
-        assert_same_translations(translations(loaded, batch), expected)
+        if model is pair.ours:
+            quantized.save_pretrained(folder / "int8")
+            loaded = type(model).from_pretrained(folder / "int8")
+            assert_same_translations(translations(loaded, batch), expected)
         found.append(expected)
     assert differ(found[1], base)
     assert_same_translations(*found)

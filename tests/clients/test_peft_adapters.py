@@ -85,6 +85,12 @@ adapters = pytest.mark.parametrize("kind", ADAPTERS)
 prompts = pytest.mark.parametrize("kind", PROMPTS)
 
 
+def skip_where_peft_fails(pair: Pair, kind: str) -> None:
+    """Skip what PEFT can do with neither model, MarianMT being the reference."""
+    if kind == "trainable tokens" and pair.ours.config.tie_word_embeddings:
+        pytest.skip("PEFT wraps each of two tied embeddings twice, MarianMT's too: an unknown layer type")
+
+
 def adapted(model: nn.Module, kind: str) -> peft.PeftModel:
     """Return the model with a new adapter, all of whose weights are away from where they begin."""
     make, arguments = (ADAPTERS | PROMPTS)[kind]
@@ -108,6 +114,7 @@ def adapted_pair(pair: Pair, kind: str) -> tuple[peft.PeftModel, peft.PeftModel]
 
 @adapters
 def test_an_adapter_is_trained_and_translates_as_on_marian(pair: Pair, kind):
+    skip_where_peft_fails(pair, kind)
     batch = make_batch(3)
     labels, base = make_labels(batch), translations(pair.marian, batch)
     models = adapted_pair(pair, kind)
@@ -142,6 +149,7 @@ def test_an_adapter_is_saved_loaded_and_switched_off(kind, tmp_path):
 def test_a_merged_adapter_translates_as_before_and_is_exported_to_marian(pair: Pair, kind):
     if pair.ours.config.tie_word_embeddings and kind in ONE_OF_THE_TIED:
         pytest.skip("PEFT merges into, or unties, one of the tied matrices: another function by its own choice")
+    skip_where_peft_fails(pair, kind)
     batch = make_batch(3)
     model, _ = adapted_pair(pair, kind)
     expected = translations(model, batch)

@@ -46,5 +46,6 @@ def _become(argv: list[str], folder: Path, stdin: Path, out: Path, err: Path) ->
         runpy.run_module(words[0], run_name="__main__", alter_sys=True)
     else:
         sys.argv = argv
-        sys.path.insert(0, str(Path(program).resolve().parent))
-        runpy.run_path(program, run_name="__main__")
+        file = Path(program).resolve()  # absolute, for processes of the program's own, which start in the first folder
+        sys.path.insert(0, str(file.parent))
+        runpy.run_path(str(file), run_name="__main__")

@@ -22,6 +22,7 @@ SMALL_BENCHMARKS = {
         "--presets tiny --vocab_size 300 --tokens 256 --batches 1 --rounds 1 --pipeline_steps 1 --parts steps pipelines"
     ),
     "benchmarks/decoding.py": "--presets tiny --vocab_size 300 --batch_sizes 2 --batches 1 --new_tokens 3 --rounds 1",
+    "benchmarks/kill_training.py": "--random_kills 0 --event_kills 1",
 }
 RUN_ELSEWHERE = "benchmarks/engines.py"  # minutes: the slow test of tests/convert/test_export.py runs it
 EXPLAINED_ONLY = ("kill_and_resume",)  # an hour; docs/resuming.md has its figures

@@ -29,6 +29,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -136,10 +137,11 @@ class Watch:
             return []
         self._folders[number] = folder
         events = []
-        for path in folder.iterdir():
-            events.append((CREATE, path))
-            if path.is_dir():
-                events += self._add(path)
+        with suppress(FileNotFoundError):  # it is renamed or deleted meanwhile
+            for path in folder.iterdir():
+                events.append((CREATE, path))
+                if path.is_dir():
+                    events += self._add(path)
         return events
 
     def events(self, seconds: float) -> list[tuple[int, Path]]:
@@ -347,7 +349,7 @@ class Trial:
         self.kills: Counter[tuple[str, str]] = Counter()  # by moment and kind
         self.started_over: Counter[str] = Counter()  # kills before the first checkpoint, by moment
         self.missed: Counter[tuple[str, str]] = Counter()  # whole runs without the change, by moment and kind
-        self.runs = 0
+        self.runs = self.equal = 0
         self.failures: list[str] = []
 
     def prepare(self, name: str) -> None:
@@ -407,6 +409,7 @@ class Trial:
             else:
                 killed.advance(None)
             killed.check(self.folder / name / "uninterrupted")
+            self.equal += 1
             shutil.rmtree(killed.folder.parent)
         except Failure as failure:
             self.failures.append(f"{name}, {killed.folder.parent.name}, killed at [{'; '.join(history)}]: {failure}")
@@ -429,8 +432,7 @@ class Trial:
                 print(f"| {moment} | {' | '.join(map(str, counts))} | {self.started_over[moment]} |")
         counts = [sum(self.kills[moment, name] for moment in [RANDOM, *EVENTS]) for name in KINDS]
         print(f"| all | {' | '.join(map(str, counts))} | {self.started_over.total()} |")
-        equal = self.runs - len(self.failures)
-        print(f"\n{sum(counts)} kills in {self.runs} runs; {equal} of them ended as the uninterrupted one.")
+        print(f"\n{sum(counts)} kills in {self.runs} runs; {self.equal} of them ended as the uninterrupted one.")
         for failure in self.failures:
             print(f"- {failure}")
 

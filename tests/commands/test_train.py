@@ -298,6 +298,14 @@ def test_a_finished_run_stays_as_it_is(run_script, finished):
     assert contents(finished) == before
 
 
+def test_a_run_that_was_killed_before_it_kept_its_options_asks_for_them(run_script, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / ".lock").touch()
+    message = f"the run in {folder} was killed before it kept its options; give them again"
+    refuse(run_script, "--output_dir", str(folder), "--resume_from_checkpoint", message=message)
+
+
 def test_a_run_that_was_stopped_while_its_picture_was_drawn_gets_it_when_resumed(
     run_script, finished, tmp_path, monkeypatch
 ):

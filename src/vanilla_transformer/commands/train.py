@@ -112,7 +112,12 @@ def main(argv: list[str] | None = None) -> None:
         if checkpoint is not None:
             options = resume_options(given, checkpoint)
         elif training.resume_from_checkpoint is not None:  # killed before the first checkpoint
-            values = merge_options(read_record(str(training.output_dir)).get("options", {}), given)
+            record = read_record(str(training.output_dir))
+            if not record and not set(given) - NOT_KEPT:
+                raise UserError(
+                    f"the run in {training.output_dir} was killed before it kept its options; give them again"
+                )
+            values = merge_options(record.get("options", {}), given)
             options = Options(*make_options(values), values)
         elif options.model.model_name_or_path is not None:
             check_fine_tuning(given)

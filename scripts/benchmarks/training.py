@@ -98,7 +98,7 @@ def logits_inputs(batch: Batch) -> Batch:
 def make_ours(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[Batch], torch.Tensor]]:
     """Make this package's model, and its loss of a batch."""
     model = VanillaTransformerForConditionalGeneration(config).train()
-    return model, lambda batch: model(**batch, smoothing=SMOOTHING).loss
+    return model, lambda batch: model(**batch, smoothing=SMOOTHING, return_logits=False).loss
 
 
 def make_marian(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[Batch], torch.Tensor]]:

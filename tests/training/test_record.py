@@ -82,3 +82,18 @@ def test_a_record_that_is_none_is_refused(content, message, tmp_path):
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(UserError, match=f"run.json (holds )?{message}"):
         read_record(tmp_path)
+
+
+def test_a_record_from_elsewhere_is_written_on_without_its_tokens(tmp_path):
+    token = "hf_" + "a1B2" * 8
+    write_record(
+        tmp_path, {"command": f"train --hub_token {token}", "data": {"train_file": f"https://me:{token}@host/x"}}
+    )
+    assert token not in (tmp_path / "run.json").read_text()
+    assert read_record(tmp_path)["command"] == "train --hub_token ***"
+
+
+def test_a_record_nested_too_deeply_is_refused(tmp_path):
+    (tmp_path / "run.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="can't be read"):
+        read_record(tmp_path)

@@ -14,10 +14,11 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
+from ..data.secrets import mask_secrets
 from ..errors import UserError
 from ..inference.translate import translate
 from .deviations import list_deviations
-from .markdown import code_cell, command_block, escape, mask_secrets, one_line, public_word
+from .markdown import code_cell, command_block, escape, one_line, public_word
 from .provenance import Data, Report, Run, Start, Training
 from .words import describe_machine, describe_rate, describe_search, describe_size, describe_weights, is_byte_level
 

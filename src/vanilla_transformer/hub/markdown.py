@@ -5,23 +5,11 @@ import re
 import shlex
 from pathlib import Path
 
-MASK = "***"
-# Tokens of the Hub, GitHub, GitLab, OpenAI and its like, AWS and Slack, and passwords in addresses.
-_SECRETS = re.compile(
-    r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}"
-    r"|\bgh[a-z]_[A-Za-z0-9]{8,}|\bgithub_pat_\w{8,}|\bglpat-[\w-]{8,}"
-    r"|\bsk-(?:(?:proj|ant|or|svcacct|admin)-)?(?:[a-z]+\d+-)?[A-Za-z0-9_]{12,}[\w-]*"
-    r"|\bAKIA[0-9A-Z]{12,}|\bxox[a-z]-[\w-]{8,}"
-    r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
-)
+from ..data.secrets import MASK, mask_secrets
+
 _SECRET_FLAG = re.compile(r"--\w*(token|password|secret|api_?key)\w*", re.IGNORECASE)
 # What begins Markdown or HTML inside a line. An underscore between letters is only an underscore.
 _MARKUP = re.compile(r"[\\`*\[\]|~$#!{}]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-
-
-def mask_secrets(text: str) -> str:
-    """Replace what looks like an access token or a password by `***`."""
-    return _SECRETS.sub(MASK, text)
 
 
 def one_line(text: str) -> str:

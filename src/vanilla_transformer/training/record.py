@@ -15,6 +15,7 @@ import transformers
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .. import __version__
+from ..data.secrets import mask_secrets
 from ..errors import UserError
 
 RECORD_NAME = "run.json"
@@ -108,10 +109,10 @@ class RunRecorder(TrainerCallback):
 
 
 def write_record(folder: str | Path, record: dict[str, Any]) -> None:
-    """Write `run.json` atomically, replacing an existing one."""
+    """Write `run.json` atomically, replacing an existing one, with access tokens masked."""
     path = Path(folder, RECORD_NAME)
     part = path.with_name(RECORD_PART_NAME)
-    part.write_text(json.dumps(record, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    part.write_text(mask_secrets(json.dumps(record, ensure_ascii=False, indent=2)) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 
@@ -135,7 +136,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
         return {}
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} can't be read: {error}; restore it, or remove it to go on without it") from error
     if not isinstance(record, dict):
         raise UserError(f"{path} holds no JSON object; restore it, or remove it to go on without it")

@@ -25,6 +25,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
 
+from .kernels_vanilla_transformer import HOOKS, is_transformed
+
 MODEL = "VanillaTransformerForConditionalGeneration"
 # The code that the incremental decoder stands in for. When its digest changes: compare the incremental decoder with the
 # change, correct it if necessary, then write the new digest here.
@@ -93,7 +95,6 @@ FUNCTIONALS = (
     "scaled_dot_product_attention",
 )
 STANDARD_ATTRIBUTES = frozenset(vars(nn.Module()))
-HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
 def decodes_as_written(model: PreTrainedModel) -> bool:
@@ -357,7 +358,7 @@ def _torch_is_plain(device: str) -> bool:
         and not torch.is_autocast_enabled(device)
         and all(type(mode) is DeviceContext for mode in _get_current_function_mode_stack())
         and not _get_current_dispatch_mode_stack()
-        and not torch._C._are_functorch_transforms_active()
+        and not is_transformed()
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not any(getattr(global_hooks, f"_global_{hooks}") for hooks in HOOKS)

@@ -16,12 +16,8 @@ IGNORED_LABEL = -100
 # Logits that the training loss holds at a time: 16 MiB in float32. docs/decisions.md has the measurements.
 LOGITS_AT_ONCE = 2**22
 
-_HOOKS = (
-    "forward_hooks",
-    "forward_pre_hooks",
-    "backward_hooks",
-    "backward_pre_hooks",
-)
+# What a module and torch have as `_forward_hooks` and `_global_forward_hooks`, and so on.
+HOOKS = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
 
 
 def is_unmodified(module: nn.Module) -> bool:
@@ -39,7 +35,7 @@ def is_unmodified(module: nn.Module) -> bool:
         and not vars(module).keys() & {"forward", "__call__"}
         and _is_own_code(type(module))
         and module._compiled_call_impl is None
-        and not any(getattr(module, f"_{hooks}") or getattr(module_hooks, f"_global_{hooks}") for hooks in _HOOKS)
+        and not any(getattr(module, f"_{hooks}") or getattr(module_hooks, f"_global_{hooks}") for hooks in HOOKS)
         and all(type(weight) is nn.Parameter and not weight.is_meta for weight in weights)
     )
 

@@ -9,6 +9,18 @@ from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForC
 from vanilla_transformer.hub import hiding
 
 PAD, EOS = 1, 2
+# What the tests of inference translate, and into how many tokens at most; blank lines are among them.
+SENTENCES = [
+    "a dog runs",
+    "two dogs run on the green grass",
+    "",
+    "a cat",
+    "the cat sleeps all day long",
+    "  \t",
+    "a dog",
+]
+SHORT = {"max_new_tokens": 12}
+NUMBERS = ["forty-two", "", "one thousand and one", "seven"]  # what the tests of commands translate
 # The beginning of a program in which the package can't be imported.
 HIDE_THE_PACKAGE = f"""
 import runpy
@@ -27,6 +39,11 @@ SIZES = {
     "decoder_ffn_dim": 40,
     "dropout": 0.0,
 }
+
+
+def texts(results) -> list[list[str]]:
+    """The texts of what `translate` gives, for each sentence best first."""
+    return [[translation.text for translation in translations] for translations in results]
 
 
 def small_config(**overrides) -> VanillaTransformerConfig:

@@ -5,49 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from helpers import wordy_model
+from helpers import NUMBERS
 
 from vanilla_transformer.data.numbers import number_pairs
-from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.hub.weights import weights_digest
 from vanilla_transformer.inference.metrics import score
 from vanilla_transformer.inference.text_io import replace_line_breaks
 from vanilla_transformer.inference.translate import translate
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-SENTENCES = ["forty-two", "", "one thousand and one", "seven"]
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(SENTENCES * 2, 270)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return wordy_model(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def folder(model, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def refused(run_script):
-    """Run a script that must stop with one sentence."""
-
-    def refused(name: str, *arguments: str, stdin: bytes = b"") -> str:
-        code, out, err = run_script(name, *arguments, stdin=stdin)
-        assert (code, out) == (2, "")
-        assert err.startswith("error: ") and err.count("\n") == 1
-        return err
-
-    return refused
 
 
 def test_evaluates_two_text_files(tmp_path):
@@ -65,9 +31,9 @@ def test_evaluates_two_text_files(tmp_path):
 
 
 def test_evaluates_a_model_on_a_test_set(run_script, folder, model, tokenizer, tmp_path):
-    hypotheses = [translation.text for (translation,) in translate(model, tokenizer, SENTENCES, num_beams=2)]
+    hypotheses = [translation.text for (translation,) in translate(model, tokenizer, NUMBERS, num_beams=2)]
     references = ["x", "", hypotheses[2], "y"]
-    (tmp_path / "test.en").write_text("".join(f"{sentence}\n" for sentence in SENTENCES))
+    (tmp_path / "test.en").write_text("".join(f"{sentence}\n" for sentence in NUMBERS))
     (tmp_path / "test.fr").write_text("".join(f"{reference}\n" for reference in references))
     data = ["--test_file", str(tmp_path / "test"), "--source_lang", "en", "--target_lang", "fr"]
     common = ["--model_name_or_path", folder, *data, "--num_beams", "2"]

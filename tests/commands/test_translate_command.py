@@ -8,55 +8,22 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import wordy_model
+from helpers import NUMBERS
 
-from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.inference.loading import load
 from vanilla_transformer.inference.text_io import replace_line_breaks
 from vanilla_transformer.inference.translate import translate
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-SENTENCES = ["forty-two", "", "one thousand and one", "seven"]
 
 
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(SENTENCES * 2, 270)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return wordy_model(tokenizer)
-
-
-@pytest.fixture(scope="module")
-def folder(model, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@pytest.fixture
-def refused(run_script):
-    """Run a script that must stop with one sentence."""
-
-    def refused(name: str, *arguments: str, stdin: bytes = b"") -> str:
-        code, out, err = run_script(name, *arguments, stdin=stdin)
-        assert (code, out) == (2, "")
-        assert err.startswith("error: ") and err.count("\n") == 1
-        return err
-
-    return refused
-
-
-def expected_lines(model, tokenizer, sentences=SENTENCES, **settings):
+def expected_lines(model, tokenizer, sentences=NUMBERS, **settings):
     results = translate(model, tokenizer, sentences, **settings)
     return [replace_line_breaks(translation.text) for alternatives in results for translation in alternatives]
 
 
 def test_translates_sentences_from_arguments(run_script, folder, model, tokenizer):
-    code, out, err = run_script("translate", *SENTENCES, "--model_name_or_path", folder, "--max_new_tokens", "20")
+    code, out, err = run_script("translate", *NUMBERS, "--model_name_or_path", folder, "--max_new_tokens", "20")
     assert (code, err) == (0, "")
     assert out.split("\n") == [*expected_lines(model, tokenizer, max_new_tokens=20), ""]
 
@@ -67,19 +34,19 @@ def test_a_translation_with_a_line_break_is_one_line(run_script, folder, tokeniz
     model.save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
     assert next(translate(model, tokenizer, ["seven"]))[0].text.startswith("\n")
-    _, out, _ = run_script("translate", *SENTENCES, "--model_name_or_path", str(tmp_path), "--max_new_tokens", "5")
-    assert out.count("\n") == len(SENTENCES) and out.startswith(" ")
+    _, out, _ = run_script("translate", *NUMBERS, "--model_name_or_path", str(tmp_path), "--max_new_tokens", "5")
+    assert out.count("\n") == len(NUMBERS) and out.startswith(" ")
 
 
 @pytest.mark.parametrize("source", ["plain", "gz", "stdin"])
 def test_one_line_out_per_line_in(run_script, folder, model, tokenizer, tmp_path, source):
-    text = "\n".join(SENTENCES).encode() + b"\r\n" + "été\u2028 hiver".encode()  # the last line has no line end
+    text = "\n".join(NUMBERS).encode() + b"\r\n" + "été\u2028 hiver".encode()  # the last line has no line end
     path = tmp_path / {"plain": "in.txt", "gz": "in.txt.gz", "stdin": "unused"}[source]
     path.write_bytes(gzip.compress(text) if source == "gz" else text)
     given = [] if source == "stdin" else ["--input_file", str(path)]
     code, out, _ = run_script("translate", "--model_name_or_path", folder, *given, "--max_new_tokens", "20", stdin=text)
     assert code == 0
-    sentences = [*SENTENCES, "été\u2028 hiver"]
+    sentences = [*NUMBERS, "été\u2028 hiver"]
     assert out.split("\n") == [*expected_lines(model, tokenizer, sentences, max_new_tokens=20), ""]
 
 
@@ -97,13 +64,13 @@ def test_an_empty_input_file_gives_nothing(run_script, folder, tmp_path):
 def test_beam_search_with_several_translations_into_a_file(run_script, folder, model, tokenizer, tmp_path):
     output = tmp_path / "out.txt"
     flags = "--num_beams 4 --num_return_sequences 2 --length_penalty 0.6 --max_new_tokens 20 --batch_tokens 24".split()
-    arguments = [*SENTENCES, "--model_name_or_path", folder, "--output_file", str(output), *flags]
+    arguments = [*NUMBERS, "--model_name_or_path", folder, "--output_file", str(output), *flags]
     assert run_script("translate", *arguments) == (0, "", "")
     expected = expected_lines(
         model, tokenizer, num_beams=4, num_return_sequences=2, length_penalty=0.6, max_new_tokens=20
     )
     assert output.read_text().split("\n") == [*expected, ""]
-    assert len(expected) == 2 * len(SENTENCES)
+    assert len(expected) == 2 * len(NUMBERS)
 
 
 def test_who_writes_a_line_and_waits_gets_an_answer(folder):
@@ -120,10 +87,10 @@ def test_who_writes_a_line_and_waits_gets_an_answer(folder):
 
 def test_json_lines_have_the_source_and_all_translations_with_scores(run_script, folder, model, tokenizer):
     flags = ["--num_beams", "3", "--num_return_sequences", "2", "--max_new_tokens", "20", "--json"]
-    code, out, _ = run_script("translate", *SENTENCES, "--model_name_or_path", folder, *flags)
-    expected = translate(model, tokenizer, SENTENCES, num_beams=3, num_return_sequences=2, max_new_tokens=20)
+    code, out, _ = run_script("translate", *NUMBERS, "--model_name_or_path", folder, *flags)
+    expected = translate(model, tokenizer, NUMBERS, num_beams=3, num_return_sequences=2, max_new_tokens=20)
     assert code == 0
-    for line, sentence, translations in zip(out.splitlines(), SENTENCES, expected, strict=True):
+    for line, sentence, translations in zip(out.splitlines(), NUMBERS, expected, strict=True):
         found = json.loads(line)
         assert found["source"] == sentence
         assert [each["text"] for each in found["translations"]] == [each.text for each in translations]

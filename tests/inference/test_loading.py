@@ -7,46 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import one_layer_config, wordy_model
+from helpers import SENTENCES, SHORT, one_layer_config, wordy_model
 from safetensors.torch import load_file, save_file
 
-from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.inference.loading import load
 from vanilla_transformer.inference.translate import translate
-
-SENTENCES = [
-    "a dog runs",
-    "two dogs run on the green grass",
-    "",
-    "a cat",
-    "the cat sleeps all day long",
-    "  \t",
-    "a dog",
-]
-SHORT = {"max_new_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(SENTENCES * 2, 280)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return wordy_model(tokenizer, dropout=0.5)
-
-
-@pytest.fixture(scope="module")
-def saved(model, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def texts(results) -> list[list[str]]:
-    return [[translation.text for translation in translations] for translations in results]
 
 
 def test_load_gives_the_saved_model(model, tokenizer, saved):

@@ -9,7 +9,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from helpers import wordy_model
+from helpers import SENTENCES, SHORT, texts, wordy_model
 
 from vanilla_transformer import gnmt_beam_search
 from vanilla_transformer.data.tokenization import decode_batch, train_tokenizer
@@ -17,39 +17,6 @@ from vanilla_transformer.errors import UserError
 from vanilla_transformer.inference import translate as decoding
 from vanilla_transformer.inference.loading import load
 from vanilla_transformer.inference.translate import translate, translate_windows
-
-SENTENCES = [
-    "a dog runs",
-    "two dogs run on the green grass",
-    "",
-    "a cat",
-    "the cat sleeps all day long",
-    "  \t",
-    "a dog",
-]
-SHORT = {"max_new_tokens": 12}
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return train_tokenizer(SENTENCES * 2, 280)
-
-
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return wordy_model(tokenizer, dropout=0.5)
-
-
-@pytest.fixture(scope="module")
-def saved(model, tokenizer, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("saved")
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-def texts(results) -> list[list[str]]:
-    return [[translation.text for translation in translations] for translations in results]
 
 
 def scores(results) -> list[float]:

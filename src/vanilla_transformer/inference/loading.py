@@ -114,7 +114,7 @@ def find_device(device: str | None = None) -> torch.device:
 def load_tokenizer(
     name_or_path: str, *, model_revision: str = "main", token: str | None = None
 ) -> PreTrainedTokenizerBase:
-    """Load a tokenizer. No code that comes with it runs.
+    """Load the tokenizer of a model. No code that comes with it runs.
 
     Args:
         name_or_path: A folder with tokenizer.json, or the id of a Hub repository.
@@ -126,8 +126,25 @@ def load_tokenizer(
     """
     saved = SavedModel(name_or_path, model_revision, token)
     check_auto_map(saved.read_json(TOKENIZER_CONFIG), saved.require(TOKENIZER_CONFIG))
+    tokenizer = read_tokenizer(name_or_path, revision=model_revision, token=token)
+    for name in ("pad_token", "eos_token"):
+        if getattr(tokenizer, f"{name}_id") is None:
+            raise UserError(f"the tokenizer {name_or_path} has no {name}; set one in {TOKENIZER_CONFIG}")
+    return tokenizer
+
+
+def read_tokenizer(name_or_path: str, **options: Any) -> PreTrainedTokenizerBase:
+    """Read a tokenizer, that of a model or one alone. No code that comes with it runs.
+
+    Args:
+        name_or_path: A folder with tokenizer.json, or the id of a Hub repository.
+        **options: What `from_pretrained` takes, such as `revision` and `token`.
+
+    Raises:
+        UserError: The tokenizer does not exist or can't be read.
+    """
     try:
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(name_or_path, revision=model_revision, token=token)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(name_or_path, **options)
         tokenizer("")
     except BaseException as error:
         # The library tokenizers raises bare Exceptions, and from a panic a BaseException.
@@ -138,9 +155,6 @@ def load_tokenizer(
         ) from error
     # A reference to another repository's code must not be saved on: `AutoTokenizer` would run it.
     tokenizer.init_kwargs.pop("auto_map", None)
-    for name in ("pad_token", "eos_token"):
-        if getattr(tokenizer, f"{name}_id") is None:
-            raise UserError(f"the tokenizer {name_or_path} has no {name}; set one in {TOKENIZER_CONFIG}")
     return tokenizer
 
 

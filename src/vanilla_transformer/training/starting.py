@@ -10,9 +10,9 @@ from transformers import PreTrainedModel
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..data.reading import iterate_sentences
 from ..data.tokenization import PreTrainedTokenizerFast, special_token_ids, train_tokenizer
-from ..errors import UserError, first_line
+from ..errors import UserError
 from ..generation_vanilla_transformer import paper_generation_config
-from ..inference.loading import load
+from ..inference.loading import load, read_tokenizer
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 
 # Fields of the config that can change when a model is fine-tuned: no weight depends on them.
@@ -53,10 +53,7 @@ def load_or_create(
         model, tokenizer = load(model_name_or_path)
         return override_dropout(model, config_overrides) if config_overrides else model, tokenizer
     if tokenizer_name is not None:
-        try:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(tokenizer_name)
-        except (OSError, ValueError) as error:
-            raise UserError(f"can't load the tokenizer {tokenizer_name}: {first_line(error)}") from error
+        tokenizer = read_tokenizer(tokenizer_name)
     else:
         tokenizer = train_tokenizer(iterate_sentences(pairs), vocab_size)
         tokenizer = broadcast_object_list([tokenizer])[0]  # one for all processes

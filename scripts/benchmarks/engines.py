@@ -213,6 +213,7 @@ def main(argv: list[str] | None = None) -> None:
     """Export the model to every engine, let each translate, and print the table."""
     from common import parse, print_header
 
+    from vanilla_transformer.data.limits import take_pairs
     from vanilla_transformer.data.reading import load_pairs
     from vanilla_transformer.errors import require
     from vanilla_transformer.inference.loading import load
@@ -222,7 +223,7 @@ def main(argv: list[str] | None = None) -> None:
     require("ctranslate2", extra="ct2")
     require("onnxruntime", extra="onnx")
     pairs = load_pairs(arguments.test_file, arguments.source_lang, arguments.target_lang)
-    pairs = pairs.select(range(min(len(pairs), arguments.max_predict_samples or len(pairs))))
+    pairs = take_pairs(pairs, arguments.max_predict_samples, "max_predict_samples")
     model, tokenizer = load(arguments.model_name_or_path, device="cpu")
 
     length_penalty = model.generation_config.length_penalty

@@ -25,6 +25,7 @@ from sacrebleu.metrics import BLEU
 from transformers.utils.logging import disable_progress_bar
 
 from ..data.files import new_output
+from ..data.limits import take_pairs
 from ..data.numbers import number_pairs
 from ..data.reading import load_pairs
 from ..data.text_files import read_lines
@@ -146,8 +147,7 @@ def load_test_set(arguments: EvaluateArguments) -> TestSet:
         return TestSet(f"numbers {source_lang}-{target_lang}", pairs, size)
     split, config_name = arguments.split or DEFAULT_SPLIT, arguments.dataset_config_name
     pairs = load_pairs(name, source_lang, target_lang, split=split, config_name=config_name)
-    part = pairs.select(range(min(len(pairs), arguments.max_predict_samples or len(pairs))))
-    return TestSet(name, part, len(pairs))
+    return TestSet(name, take_pairs(pairs, arguments.max_predict_samples, "max_predict_samples"), len(pairs))
 
 
 def evaluate_model(

@@ -19,6 +19,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.batching import TranslationCollator
 from ..data.encoding import encode_pairs
+from ..data.limits import take_pairs
 from ..data.streaming import TokenStream
 from ..data.tokenization import PreTrainedTokenizerFast
 from ..errors import UserError, first_line
@@ -247,9 +248,7 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
         data=asdict(data) | {"train_pairs": None if data.streaming else len(train_data)},  # type: ignore[arg-type] # a data set
     )
     interrupt = SaveOnInterrupt()
-    samples = [
-        (pair["source"], pair["target"]) for pair in validation_pairs.select(range(min(3, len(validation_pairs))))
-    ]
+    samples = [(pair["source"], pair["target"]) for pair in take_pairs(validation_pairs, 3)]
     trainer = make_trainer(
         model,
         training,

@@ -181,7 +181,7 @@ def run(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
             )
             output.remove_description()
             return
-        output.check(arguments.resume, arguments.input_file)
+        output.check(arguments.resume)
         if arguments.resume and not output.is_unfinished:
             print(f"note: there is no unfinished {output.path} to resume; starting it", file=sys.stderr)
 

@@ -51,18 +51,15 @@ class TranslationOutput:
             if input_file and path.exists() and os.path.exists(input_file) and os.path.samefile(path, input_file):
                 raise UserError(f"the output file {self.path} is the input file, or would replace it; name a new one")
 
-    def check(self, resume: bool, input_file: str | None = None) -> None:
+    def check(self, resume: bool) -> None:
         """Refuse early what `open` would refuse, but for what depends on the model.
 
         Args:
             resume: Whether to continue an unfinished output.
-            input_file: The file that the sentences come from.
 
         Raises:
-            UserError: The output is the input, exists already, can't be created, or is unfinished and `resume` is
-                false.
+            UserError: The output exists already, can't be created, or is unfinished and `resume` is false.
         """
-        self.check_is_not_input(input_file)
         if os.path.lexists(self.path):
             raise UserError(f"the output file {self.path} exists already; name a new one, or remove it first")
         if not self.path.parent.is_dir():

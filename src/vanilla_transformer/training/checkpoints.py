@@ -181,9 +181,14 @@ def find_damage(checkpoint: Path, processes: int = 1) -> str | None:
     return None
 
 
+def _names(output_dir: Path) -> set[str]:
+    """Return the names of what is in a folder; none if there is no folder."""
+    return {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+
+
 def _has_only_leftovers(output_dir: Path) -> bool:
     """Return whether a folder holds only what a run leaves that was killed before its first checkpoint."""
-    names = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+    names = _names(output_dir)
     return LOCK_NAME in names and names <= LEFTOVERS
 
 
@@ -203,29 +208,38 @@ def checkpoint_to_resume(output_dir: str | Path, resume_from: str | None, proces
             from, the checkpoint is damaged, or the folder can't be written to.
     """
     output_dir = Path(output_dir)
+    checkpoint = None
     if resume_from is None:
         if in_use(output_dir) and not _has_only_leftovers(output_dir):
             raise UserError(
                 f"{output_dir} already exists and is not empty; give another output_dir, or continue the run in it "
                 "with resume_from_checkpoint"
             )
-        check_writable(output_dir)
-        return None
-    if resume_from != "last":
-        if not is_complete(Path(resume_from)):
-            raise UserError(
-                f"{resume_from} is not a complete checkpoint: it has no readable {TRAINER_STATE_NAME}, or files are "
-                "missing; give a folder named checkpoint-<step>, or no value for the last complete one"
-            )
-        _check_undamaged(Path(resume_from), processes)
-        check_writable(output_dir)
-        return resume_from
+    elif resume_from == "last":
+        checkpoint = _last_checkpoint(output_dir)
+    elif is_complete(Path(resume_from)):
+        checkpoint = resume_from
+    else:
+        raise UserError(
+            f"{resume_from} is not a complete checkpoint: it has no readable {TRAINER_STATE_NAME}, or files are "
+            "missing; give a folder named checkpoint-<step>, or no value for the last complete one"
+        )
+    if checkpoint is not None:
+        _check_undamaged(Path(checkpoint), processes)
+    check_writable(output_dir)
+    return checkpoint
+
+
+def _last_checkpoint(output_dir: Path) -> str | None:
+    """Return the last complete checkpoint, or None if the run was killed before its first.
+
+    Raises:
+        UserError: There is none, and no such run.
+    """
     if checkpoints := complete_checkpoints(output_dir):
-        _check_undamaged(checkpoints[-1], processes)
-        check_writable(output_dir)
         return str(checkpoints[-1])
     incomplete = {path.name for path in _steps(output_dir).values()}
-    names = {path.name for path in output_dir.iterdir()} if output_dir.is_dir() else set()
+    names = _names(output_dir)
     if not names or not names <= LEFTOVERS | incomplete:
         raise UserError(
             f"there is no complete checkpoint in {output_dir} to resume from; "
@@ -236,7 +250,6 @@ def checkpoint_to_resume(output_dir: str | Path, resume_from: str | None, proces
             )
         )
     logger.warning("%s has no complete checkpoint yet: the run starts from the beginning", output_dir)
-    check_writable(output_dir)
     return None
 
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any, cast
 
@@ -170,22 +171,15 @@ class EvaluatingTrainer(FSDPSeq2SeqTrainer):
         sums = torch.stack([losses.sum(1), (labels != IGNORED_LABEL).sum(1).to(losses.dtype)], dim=1)
         self._likelihoods.append(self.accelerator.gather(sums).double().cpu())
 
-    def _same_generation_config(self) -> "_RestoreGenerationConfig":
+    @contextmanager
+    def _same_generation_config(self) -> Iterator[None]:
         """Undo what a stock step does to the generation config, such as `max_length=20`."""
-        return _RestoreGenerationConfig(cast(PreTrainedModel, self.model))
-
-
-class _RestoreGenerationConfig:
-    """Restore a model's generation config at the end of a `with` block."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.model = model
-
-    def __enter__(self) -> None:
-        self.config = deepcopy(self.model.generation_config)
-
-    def __exit__(self, *exception: object) -> None:
-        self.model.generation_config = self.config
+        model = cast(PreTrainedModel, self.model)
+        before = deepcopy(model.generation_config)
+        try:
+            yield
+        finally:
+            model.generation_config = before
 
 
 def _first_rows(array: Any, rows: int | None) -> Any:

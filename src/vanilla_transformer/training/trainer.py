@@ -3,6 +3,8 @@
 import math
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, cast
@@ -314,7 +316,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         optimizer = cast(torch.optim.Optimizer, self.optimizer)
         fresh = hyperparameters(optimizer)
         check_schedule_change(self._changed, self.lr_scheduler)
-        with _Unreadable(checkpoint, "optimizer.pt or scheduler.pt"):
+        with _readable(checkpoint, "optimizer.pt or scheduler.pt"):
             super()._load_optimizer_and_scheduler(checkpoint)
         _check_optimizer_state(optimizer, checkpoint)
         if self._changed & set(SCHEDULE):
@@ -326,7 +328,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         Raises:
             UserError: Their state can't be read.
         """
-        with _Unreadable(str(checkpoint), "rng_state.pth"):
+        with _readable(str(checkpoint), "rng_state.pth"):
             super()._load_rng_state(checkpoint)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
@@ -531,21 +533,16 @@ def _saved_states(state: TrainerState) -> dict[str, Any]:
     return cast(dict[str, Any], state.stateful_callbacks)
 
 
-class _Unreadable:
+@contextmanager
+def _readable(checkpoint: str, files: str) -> Iterator[None]:
     """Turn errors of reading a checkpoint's files into a `UserError`."""
-
-    def __init__(self, checkpoint: str, files: str) -> None:
-        self.checkpoint, self.files = checkpoint, files
-
-    def __enter__(self) -> None:
-        """Do nothing."""
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError | ValueError | RuntimeError | KeyError | TypeError | EOFError | UnpicklingError):
-            raise UserError(
-                f"can't continue from {self.checkpoint}: its {self.files} can't be read ({first_line(error)}); "
-                "continue from the checkpoint before it with resume_from_checkpoint"
-            ) from error
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, UnpicklingError) as error:
+        raise UserError(
+            f"can't continue from {checkpoint}: its {files} can't be read ({first_line(error)}); "
+            "continue from the checkpoint before it with resume_from_checkpoint"
+        ) from error
 
 
 def _check_optimizer_state(optimizer: torch.optim.Optimizer, checkpoint: str) -> None:

@@ -30,6 +30,11 @@ def test_a_damaged_tokenizer_is_refused_in_a_sentence(tokenizer, tmp_path, conte
         begin(tmp_path)
 
 
+def test_a_folder_that_does_not_exist_is_said_not_to(tmp_path):
+    with pytest.raises(UserError, match="there is no such folder, so check the name"):
+        begin(tmp_path / "mistyped")
+
+
 def test_a_reference_to_foreign_code_is_not_saved_with_the_new_model(tokenizer, tmp_path):
     tokenizer.save_pretrained(tmp_path / "given")
     file = tmp_path / "given" / "tokenizer_config.json"

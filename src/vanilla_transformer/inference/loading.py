@@ -150,9 +150,12 @@ def read_tokenizer(name_or_path: str, **options: Any) -> PreTrainedTokenizerBase
         # The library tokenizers raises bare Exceptions, and from a panic a BaseException.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
-        raise UserError(
-            f"can't load the tokenizer {name_or_path} ({describe(error)}); save or download it again"
-        ) from error
+        remedy = (
+            "save or download it again"
+            if Path(name_or_path).is_dir()
+            else "there is no such folder, so check the name, or the connection to the Hub"
+        )
+        raise UserError(f"can't load the tokenizer {name_or_path} ({describe(error)}); {remedy}") from error
     # A reference to another repository's code must not be saved on: `AutoTokenizer` would run it.
     tokenizer.init_kwargs.pop("auto_map", None)
     return tokenizer

@@ -51,8 +51,13 @@ def page_commands(page: str) -> list[str]:
 
 
 def demo_commands() -> list[str]:
+    # VENV is named: under `make test VENV=...` a make inside would inherit that folder.
     listing = subprocess.run(
-        ["make", "--dry-run", "--always-make", "demo"], cwd=ROOT, capture_output=True, text=True, check=True
+        ["make", "--dry-run", "--always-make", "demo", "VENV=.venv"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     lines = listing.stdout.replace("\\\n", " ").splitlines()
     return [line.removeprefix(".venv/bin/") for line in lines if "bin/vanilla-transformer " in line]

@@ -33,7 +33,7 @@ from vanilla_transformer.convert.marian import to_marian
 from vanilla_transformer.data.reading import load_pairs
 from vanilla_transformer.errors import UserError, require
 from vanilla_transformer.inference.loading import load
-from vanilla_transformer.inference.metrics import score
+from vanilla_transformer.inference.metrics import corpus_scores
 from vanilla_transformer.inference.translate import translate
 
 LENGTH_PENALTY = 0.6
@@ -161,7 +161,7 @@ def compare_searches(arguments: BenchmarkArguments) -> None:
     print(f"| search | BLEU | brevity penalty | tokens per translation | sentences/s ({arguments.rounds} rounds) |")
     print("|---|---|---|---|---|")
     for name, found in texts.items():
-        scores = score(found, references)
+        scores = corpus_scores(found, references)
         tokens = statistics.mean(map(len, tokenizer(found)["input_ids"]))
         speeds = [len(pairs) / turn for turn in seconds[name]]
         turns = ", ".join(f"{speed:.1f}" for speed in speeds)

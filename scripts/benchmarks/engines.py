@@ -217,7 +217,7 @@ def main(argv: list[str] | None = None) -> None:
     from vanilla_transformer.data.reading import load_pairs
     from vanilla_transformer.errors import require
     from vanilla_transformer.inference.loading import load
-    from vanilla_transformer.inference.metrics import score
+    from vanilla_transformer.inference.metrics import corpus_scores
 
     arguments = parse(BenchmarkArguments, __doc__, argv)
     require("ctranslate2", extra="ct2")
@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
         for search in range(len(searches)):
             targets = turns[0][search][0]
             ours = results[OURS][0][search][0]
-            bleu = score(tokenizer.batch_decode(targets, skip_special_tokens=True), references)["bleu"]
+            bleu = corpus_scores(tokenizer.batch_decode(targets, skip_special_tokens=True), references)["bleu"]
             seconds = statistics.median(results[search][1] for results in turns)
             same = sum(own == other for own, other in zip(targets, ours, strict=True))
             cells += [f"{bleu:.2f}", f"{len(sources) / seconds:.0f}", f"{same:,} of {len(sources):,}"]

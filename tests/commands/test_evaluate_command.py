@@ -9,7 +9,7 @@ from helpers import NUMBERS
 
 from vanilla_transformer.data.numbers import number_pairs
 from vanilla_transformer.hub.weights import weights_digest
-from vanilla_transformer.inference.metrics import score
+from vanilla_transformer.inference.metrics import corpus_scores
 from vanilla_transformer.inference.text_io import replace_line_breaks
 from vanilla_transformer.inference.translate import translate
 
@@ -24,7 +24,7 @@ def test_evaluates_two_text_files(tmp_path):
     done = subprocess.run([*command, "--references_file", "references"], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
     report = json.loads(done.stdout)
-    expected = score(["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog"])
+    expected = corpus_scores(["the cat sat on the mat", "a dog"], ["the cat sat on a mat", "a dog"])
     assert {name: report[name] for name in expected} == expected
     assert report["predictions"] == "predictions" and report["references"] == "references"
     assert set(report["versions"]) == {"torch", "transformers", "sacrebleu"}
@@ -41,7 +41,7 @@ def test_evaluates_a_model_on_a_test_set(run_script, folder, model, tokenizer, t
     code, out, _ = run_script("evaluate_model", *common, "--json", "--output_file", str(tmp_path / "out.txt"))
     assert code == 0
     report = json.loads(out)
-    expected = score(hypotheses, references)
+    expected = corpus_scores(hypotheses, references)
     assert {name: report[name] for name in expected} == expected
     assert (report["model"], report["num_beams"], report["device"]) == (folder, 2, str(model.device))
     assert (report["weights"], report["dataset_name"], report["split"]) == (weights_digest(model), None, None)
@@ -49,7 +49,7 @@ def test_evaluates_a_model_on_a_test_set(run_script, folder, model, tokenizer, t
     assert (tmp_path / "out.txt").read_text().split("\n") == [*map(replace_line_breaks, hypotheses), ""]
 
     code, out, _ = run_script("evaluate_model", *common, "--max_predict_samples", "2")
-    expected = score(hypotheses[:2], references[:2])
+    expected = corpus_scores(hypotheses[:2], references[:2])
     assert code == 0
     for shown in (expected["bleu_signature"], expected["chrf_signature"], "50.00% of 2 sentences", "num_beams 2"):
         assert shown in out
@@ -67,7 +67,7 @@ def test_evaluates_a_model_on_unseen_numbers_by_default(run_script, folder, mode
     hypotheses = [translation.text for (translation,) in translate(model, tokenizer, pairs["source"])]
     report = json.loads(out)
     assert code == 0 and report["data"] == "numbers en-fr" and report["sentences"] == 8
-    assert report["chrf"] == score(hypotheses, list(pairs["target"]))["chrf"]
+    assert report["chrf"] == corpus_scores(hypotheses, list(pairs["target"]))["chrf"]
 
 
 def test_evaluate_refuses_what_it_cannot_do(refused, folder, tmp_path):

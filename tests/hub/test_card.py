@@ -18,7 +18,7 @@ from vanilla_transformer.generation_vanilla_transformer import paper_generation_
 from vanilla_transformer.hub.card import make_card
 from vanilla_transformer.hub.provenance import Data, Machine, Recipe, Result, Start, read_scores
 from vanilla_transformer.hub.weights import weights_digest
-from vanilla_transformer.inference.metrics import score
+from vanilla_transformer.inference.metrics import corpus_scores
 from vanilla_transformer.inference.translate import translate
 from vanilla_transformer.training.recipe import PaperTrainingArguments
 
@@ -83,7 +83,7 @@ def model(tokenizer):
 
 def report(**changes) -> dict:
     """A report as scripts/evaluate_model.py prints it."""
-    scores = score(["the cat sat on the mat"], ["the cat sat on the mat today"])
+    scores = corpus_scores(["the cat sat on the mat"], ["the cat sat on the mat today"])
     decoding = {"num_beams": 4, "length_penalty": 0.6}
     return {**scores, "data": "/home/me/test_2016", "num_beams": 4, "decoding": decoding} | changes
 

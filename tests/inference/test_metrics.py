@@ -17,8 +17,8 @@ from vanilla_transformer.errors import UserError
 from vanilla_transformer.inference.metrics import (
     TranslationMetric,
     choose_bleu_tokenizer,
+    corpus_scores,
     make_compute_metrics,
-    score,
 )
 
 HYPOTHESES = ["the cat sat on the mat", "a dog runs", "two dogs"]
@@ -26,7 +26,7 @@ REFERENCES = ["the cat sat on a mat", "a dog runs", "three dogs play"]
 
 
 def test_bleu_is_that_of_its_definition():
-    scores = score(["the cat sat on the mat"], ["the cat sat on a mat"])
+    scores = corpus_scores(["the cat sat on the mat"], ["the cat sat on a mat"])
     precisions = [5 / 6, 3 / 5, 2 / 4, 1 / 3]
     assert scores["bleu_precisions"] == pytest.approx([100 * precision for precision in precisions])
     assert scores["bleu"] == pytest.approx(100 * math.prod(precisions) ** 0.25)
@@ -34,7 +34,7 @@ def test_bleu_is_that_of_its_definition():
 
 
 def test_short_translations_are_penalised():
-    scores = score(["the cat sat on"], ["the cat sat on the mat"])
+    scores = corpus_scores(["the cat sat on"], ["the cat sat on the mat"])
     assert scores["bleu_precisions"] == [100] * 4
     assert scores["brevity_penalty"] == pytest.approx(math.exp(1 - 6 / 4))
     assert scores["bleu"] == pytest.approx(100 * math.exp(1 - 6 / 4))
@@ -42,43 +42,43 @@ def test_short_translations_are_penalised():
 
 def test_chrf_is_that_of_its_definition():
     # "ab" and "abc", F with recall weighing twice: unigrams 2/2 and 2/3, bigrams 1/1 and 1/2, no trigram to compare
-    scores = score(["ab"], ["abc"])
+    scores = corpus_scores(["ab"], ["abc"])
     precision, recall = 1, (2 / 3 + 1 / 2) / 2
     assert scores["chrf"] == pytest.approx(100 * 5 * precision * recall / (4 * precision + recall))
 
 
 def test_all_right_and_all_wrong():
-    scores = score(REFERENCES, REFERENCES)
+    scores = corpus_scores(REFERENCES, REFERENCES)
     assert (scores["bleu"], scores["chrf"], scores["exact_match"]) == pytest.approx((100, 100, 100))
-    scores = score(["x"] * 3, REFERENCES)
+    scores = corpus_scores(["x"] * 3, REFERENCES)
     assert (scores["bleu"], scores["chrf"], scores["exact_match"]) == (0, 0, 0)
 
 
 def test_exact_match_is_a_percentage_of_sentences():
-    scores = score(HYPOTHESES, REFERENCES)
+    scores = corpus_scores(HYPOTHESES, REFERENCES)
     assert scores["exact_match"] == pytest.approx(100 / 3) and scores["sentences"] == 3
-    assert score(["A dog."], ["a dog."])["exact_match"] == 0
+    assert corpus_scores(["A dog."], ["a dog."])["exact_match"] == 0
 
 
 def test_text_that_is_tokenized_already_is_scored_as_it_is():
     tokens = ["ein rotes auto &apos;s ist da"], ["ein rotes auto &apos;s ist da"]
-    scores = score(*tokens, bleu_tokenize="none")
+    scores = corpus_scores(*tokens, bleu_tokenize="none")
     assert "|tok:none|" in scores["bleu_signature"] and scores["reference_length"] == 6
-    assert score(*tokens)["reference_length"] > 6
+    assert corpus_scores(*tokens)["reference_length"] > 6
 
 
 def test_scores_carry_signatures_and_are_json():
-    scores = json.loads(json.dumps(score(HYPOTHESES, REFERENCES)))
+    scores = json.loads(json.dumps(corpus_scores(HYPOTHESES, REFERENCES)))
     assert scores["bleu_signature"].startswith("nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert scores["chrf_signature"].startswith("nrefs:1|case:mixed|eff:yes|nc:6|nw:0|space:no|version:")
 
 
 def test_several_references():
     hypotheses, references = ["a dog runs fast now", "hi"], [["no match", "a dog runs fast now"], ["hello", "hi"]]
-    scores = score(hypotheses, references)
+    scores = corpus_scores(hypotheses, references)
     assert scores["exact_match"] == 100 and scores["bleu"] == pytest.approx(100)
     assert scores["bleu_signature"].startswith("nrefs:2|")
-    scores = score(hypotheses, [["no match", "a dog runs fast now"], ["hi"]])
+    scores = corpus_scores(hypotheses, [["no match", "a dog runs fast now"], ["hi"]])
     assert scores["exact_match"] == 100 and scores["bleu_signature"].startswith("nrefs:var|")
 
 
@@ -97,20 +97,22 @@ def test_what_cannot_be_scored_is_refused_in_a_sentence(hypotheses, references, 
         if give_metric:
             TranslationMetric().compute(predictions=hypotheses, references=references)
         else:
-            score(hypotheses, references)
+            corpus_scores(hypotheses, references)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("references", [REFERENCES, [[reference, "a cat"] for reference in REFERENCES]])
 def test_the_metric_needs_no_download(references):
-    assert TranslationMetric().compute(predictions=HYPOTHESES, references=references) == score(HYPOTHESES, references)
+    assert TranslationMetric().compute(predictions=HYPOTHESES, references=references) == corpus_scores(
+        HYPOTHESES, references
+    )
 
 
 def test_the_metric_collects_what_is_added():
     metric = TranslationMetric()
     metric.add(prediction=HYPOTHESES[0], reference=REFERENCES[0])
     metric.add_batch(predictions=HYPOTHESES[1:], references=REFERENCES[1:])
-    assert metric.compute() == score(HYPOTHESES, REFERENCES)
+    assert metric.compute() == corpus_scores(HYPOTHESES, REFERENCES)
     assert metric.compute(predictions=["a"], references=["a"])["sentences"] == 1
 
 
@@ -127,7 +129,7 @@ def test_the_trainers_padding_is_not_decoded(tokenizer):
     predictions = padded([[0, *tokenizer(text)["input_ids"]] for text in HYPOTHESES])
     labels = padded([tokenizer(text)["input_ids"] for text in REFERENCES])
     metrics = make_compute_metrics(tokenizer)(EvalPrediction(predictions=predictions, label_ids=labels))
-    expected = score(HYPOTHESES, REFERENCES)
+    expected = corpus_scores(HYPOTHESES, REFERENCES)
     assert metrics == {name: expected[name] for name in ("bleu", "chrf", "exact_match")}
 
 
@@ -180,8 +182,8 @@ def test_bleus_tokenizer_is_that_of_sacrebleus_command(language, monkeypatch):
 
 def test_chinese_is_scored_by_characters(tokenizer):
     hypotheses, references = ["猫坐在垫子上。", "一只狗在跑。"], ["猫坐在垫子上。", "一只狗在叫。"]
-    assert score(hypotheses, references)["bleu"] == 0
-    scores = score(hypotheses, references, bleu_tokenize=choose_bleu_tokenizer("zh"))
+    assert corpus_scores(hypotheses, references)["bleu"] == 0
+    scores = corpus_scores(hypotheses, references, bleu_tokenize=choose_bleu_tokenizer("zh"))
     assert scores["bleu"] > 50 and "|tok:zh|" in scores["bleu_signature"]
     texts = train_tokenizer(hypotheses + references, 270)
     prediction = EvalPrediction(*(padded(texts(lines)["input_ids"]) for lines in (hypotheses, references)))
@@ -198,4 +200,4 @@ def test_a_missing_package_of_bleus_tokenizer_is_named_before_training(tokenizer
 
 def test_an_unknown_tokenizer_of_bleu_is_refused():
     with pytest.raises(UserError, match="'15b'; it must be one of none, zh, 13a"):
-        score(HYPOTHESES, REFERENCES, bleu_tokenize="15b")
+        corpus_scores(HYPOTHESES, REFERENCES, bleu_tokenize="15b")

@@ -32,7 +32,7 @@ from ..data.text_files import read_lines
 from ..errors import UserError
 from ..generation_vanilla_transformer import search_settings
 from ..hub.weights import weights_digest
-from ..inference.metrics import choose_bleu_tokenizer, make_bleu, score
+from ..inference.metrics import choose_bleu_tokenizer, corpus_scores, make_bleu
 from ..inference.text_io import replace_line_breaks
 from ..inference.translate import translate
 from .arguments import (
@@ -169,7 +169,7 @@ def evaluate_model(
 
     defaults = model.generation_config
     return {
-        **score(hypotheses, list(test_set.pairs["target"]), bleu_tokenize=bleu_tokenize),
+        **corpus_scores(hypotheses, list(test_set.pairs["target"]), bleu_tokenize=bleu_tokenize),
         "model": model_name_or_path,
         "weights": weights_digest(model),
         "data": test_set.name,
@@ -198,7 +198,9 @@ def evaluate_files(
     if not hypotheses:
         raise UserError(f"{predictions_file} and {references_file} are empty; give at least one line in each")
     return {
-        **score(hypotheses[:max_predict_samples], references[:max_predict_samples], bleu_tokenize=bleu_tokenize),
+        **corpus_scores(
+            hypotheses[:max_predict_samples], references[:max_predict_samples], bleu_tokenize=bleu_tokenize
+        ),
         "predictions": predictions_file,
         "references": references_file,
         "test_set_sentences": len(references),

@@ -20,7 +20,7 @@ TOKENIZER_PACKAGES = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
 
 
 class Scores(TypedDict):
-    """Result of `score`; serialisable as JSON."""
+    """Result of `corpus_scores`; serialisable as JSON."""
 
     bleu: float
     bleu_signature: str
@@ -69,7 +69,7 @@ def make_bleu(tokenize: str) -> BLEU:
         ) from error
 
 
-def score(
+def corpus_scores(
     hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]], *, bleu_tokenize: str = "13a"
 ) -> Scores:
     """Score translations of a whole test set.
@@ -122,9 +122,9 @@ def score(
 
 
 class TranslationMetric(evaluate.Metric):
-    """`score` as a metric of the library evaluate, without a script to download.
+    """`corpus_scores` as a metric of the library evaluate, without a script to download.
 
-    `TranslationMetric().compute(predictions=[...], references=[...])` takes the arguments of `score` and returns its
+    `TranslationMetric().compute(predictions=[...], references=[...])` takes the arguments of `corpus_scores` and returns its
     result.
     """
 
@@ -144,13 +144,15 @@ class TranslationMetric(evaluate.Metric):
     def compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> Scores | None:
         """Score `predictions` against `references`, or the sentences collected by `add` and `add_batch`."""
         if predictions is not None and references is not None and not len(predictions) == len(references) > 0:
-            return score(predictions, references, **kwargs)  # raises UserError; the library would raise IndexError
+            return corpus_scores(
+                predictions, references, **kwargs
+            )  # raises UserError; the library would raise IndexError
         return super().compute(predictions=predictions, references=references, **kwargs)
 
     def _compute(
         self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]], **kwargs: Any
     ) -> Scores:
-        return score(predictions, references, **kwargs)
+        return corpus_scores(predictions, references, **kwargs)
 
 
 def make_compute_metrics(
@@ -160,7 +162,7 @@ def make_compute_metrics(
 
     Args:
         tokenizer: The model's tokenizer.
-        bleu_tokenize: BLEU's tokenizer, as in `score`; it is loaded now, so that a missing package is found before
+        bleu_tokenize: BLEU's tokenizer, as in `corpus_scores`; it is loaded now, so that a missing package is found before
             training.
 
     Returns:
@@ -175,7 +177,7 @@ def make_compute_metrics(
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         predictions, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         hypotheses, references = decode_batch(tokenizer, predictions), decode_batch(tokenizer, labels)
-        scores = score(hypotheses, references, bleu_tokenize=bleu_tokenize)
+        scores = corpus_scores(hypotheses, references, bleu_tokenize=bleu_tokenize)
         return {"bleu": scores["bleu"], "chrf": scores["chrf"], "exact_match": scores["exact_match"]}
 
     return compute_metrics

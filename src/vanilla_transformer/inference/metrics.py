@@ -124,8 +124,8 @@ def corpus_scores(
 class TranslationMetric(evaluate.Metric):
     """`corpus_scores` as a metric of the library evaluate, without a script to download.
 
-    `TranslationMetric().compute(predictions=[...], references=[...])` takes the arguments of `corpus_scores` and returns its
-    result.
+    `TranslationMetric().compute(predictions=[...], references=[...])` takes the arguments of `corpus_scores` and
+    returns its result.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -162,8 +162,8 @@ def make_compute_metrics(
 
     Args:
         tokenizer: The model's tokenizer.
-        bleu_tokenize: BLEU's tokenizer, as in `corpus_scores`; it is loaded now, so that a missing package is found before
-            training.
+        bleu_tokenize: BLEU's tokenizer, as in `corpus_scores`; it is loaded now, so that a missing package is found
+            before training.
 
     Returns:
         A function that takes generated ids and labels, int64 of shape [sentences, length] padded with -100, and

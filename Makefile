@@ -43,9 +43,9 @@ endef
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
 	$(BIN)/vanilla-transformer train --output_dir $(DEMO) --preset tiny \
-		--config_overrides encoder_layers=2,decoder_layers=2,dropout=0 --label_smoothing_factor 0 --vocab_size 400 \
+		--config_overrides encoder_layers=2,decoder_layers=2,dropout=0 --label_smoothing_factor 0 --vocab_size 500 \
 		--per_device_train_tokens 1024 --lr_scheduler_type cosine --learning_rate 0.002 --warmup_steps 200 \
-		--max_steps 1400 --eval_steps 350 --save_steps 350 --max_eval_samples 200
+		--max_steps 1400 --eval_steps 350 --save_steps 350 --max_train_samples 15000 --max_eval_samples 200
 	$(BIN)/vanilla-transformer evaluate --model_name_or_path $(DEMO)
 	$(BIN)/vanilla-transformer translate --model_name_or_path $(DEMO) \
 		"seventy-one" "nine hundred and ninety-nine" "twelve thousand, three hundred and forty-five"

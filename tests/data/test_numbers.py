@@ -1,5 +1,7 @@
 """The embedded corpus: written as num2words writes, the splits disjoint, small numbers well represented."""
 
+from collections import Counter
+
 import pytest
 from num2words import num2words
 
@@ -28,14 +30,17 @@ def test_splits_are_disjoint_whatever_their_sizes_and_seeds():
 
 
 def test_small_numbers_are_well_represented():
-    train = number_corpus._sample_numbers("train", 10_000, seed=0)
-    assert len(set(train)) == 10_000
-    assert set(range(100)) <= set(train)
-    for low, high in [(1_000, 10_000), (10_000, 100_000), (100_000, 1_000_000)]:
-        assert 3_000 <= sum(low <= n < high for n in train) <= 3_200
-    assert sum(100 <= n < 1_000 for n in train) > 650  # all there are but a fifth
+    train = Counter(number_corpus._sample_numbers("train", 12_000, seed=0))
+    assert train.total() == 12_000
+    assert {train[n] for n in range(10)} == {100}  # the most copies
+    assert {train[n] for n in range(10, 100)} == {24}  # as many whole copies as fit into the class's share
+    assert {train[n] for n in train if 100 <= n < 1_000} == {3}
+    for low in (1_000, 10_000, 100_000):
+        assert 2_200 <= sum(low <= n < 10 * low for n in train) <= 2_220
+    assert max(train[n] for n in train if n >= 1_000) == 1
     test = number_corpus._sample_numbers("test", 500, seed=0)
     assert min(test) >= 100
+    assert len(set(test)) == 500
     assert 60 <= sum(n < 1_000 for n in test) <= 125
 
 

@@ -14,7 +14,7 @@ from datasets.fingerprint import Hasher
 
 from ..errors import UserError
 
-CACHE_VERSION = 1  # raise it when the same input leads to other pairs or ids: old caches are not found then
+CACHE_VERSION = 2  # raise it when the same input leads to other pairs or ids: old caches are not found then
 PAIR_FEATURES = Features({"source": Value("string"), "target": Value("string")})
 
 _WRITE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)

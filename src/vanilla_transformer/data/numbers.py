@@ -16,6 +16,7 @@ from .caching import PairRow, cache_key, cache_pairs
 
 _DIGIT_EDGES = (0, 10, 100, 1_000, 10_000, 100_000, 1_000_000)  # numbers of n digits: edge n - 1 up to edge n
 _ALWAYS_TRAIN = 100  # below it, many languages have a word of its own for each number
+_MOST_COPIES = 100  # of a number in training; with one copy each, "one" alone was learned as "one thousand"
 _SPLITS = ("train", "validation", "test")
 
 
@@ -25,7 +26,7 @@ def number_pairs(source_lang: str, target_lang: str, split: str, size: int, seed
     Which split a number belongs to is fixed, so that no number is in two splits whatever their sizes and seeds: below
     100 all are for training; above, a checksum of its digits puts a tenth each into validation and test. A split's
     sample takes equally many numbers of each count of digits, or all there are, so that small numbers are well
-    represented; no number comes twice.
+    represented. No number comes twice, but in training: where there are too few, it takes up to 100 copies of all.
 
     Args:
         source_lang: A language that `num2words` knows, such as "en", "fr", "de" or "ko".
@@ -62,7 +63,7 @@ def _assign_split(number: int) -> str:
 
 
 def _sample_numbers(split: str, size: int, seed: int) -> list[int]:
-    """Draw numbers of a split, equally many of each count of digits as far as there are, in random order."""
+    """Draw rows of a split, equally many of each count of digits as far as there are, in random order."""
     if split not in _SPLITS:
         raise UserError(f"the numbers have no split {split!r}; choose from {', '.join(_SPLITS)}")
     classes = [[n for n in range(*span) if _assign_split(n) == split] for span in pairwise(_DIGIT_EDGES)]
@@ -72,7 +73,10 @@ def _sample_numbers(split: str, size: int, seed: int) -> list[int]:
     rng = random.Random(seed)
     sample: list[int] = []
     for classes_left, numbers in zip(range(len(classes), 0, -1), classes, strict=True):
-        sample += rng.sample(numbers, min(len(numbers), (size - len(sample)) // classes_left))
+        share = (size - len(sample)) // classes_left
+        if split == "train":
+            numbers = numbers * max(1, min(_MOST_COPIES, share // len(numbers)))  # whole copies: none is missing
+        sample += rng.sample(numbers, min(len(numbers), share))
     rng.shuffle(sample)
     return sample
 

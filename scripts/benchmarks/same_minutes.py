@@ -1,0 +1,226 @@
+"""Train this model and MarianMT from scratch for the same number of minutes, in turn on one machine, and score both.
+
+python scripts/benchmarks/same_minutes.py --data_dir data/multi30k --output_dir runs/same-minutes --minutes 20
+
+The folder of data holds Multi30k as raw text (.en and .de, plain or .gz): train, val, and the tests of 2016 and 2017.
+All contenders have the same tokenizer and the same size:
+
+- ours: the README's training command, with as many steps as fit, and the mean of its last 5 checkpoints;
+- documented: MarianMT under the stock Seq2SeqTrainer, with the arguments of transformers' page on translation;
+- tuned: the same with our batch size in sentences, learning rate, warm-up, schedule, dropout and label smoothing.
+
+A short run tells how many steps fit into the minutes, so that each schedule ends in time. Nobody validates meanwhile.
+"""
+
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from common import parse, print_header, run
+from datasets import Dataset
+from transformers import (
+    DataCollatorForSeq2Seq,
+    MarianConfig,
+    MarianMTModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Seq2SeqTrainer,
+    Seq2SeqTrainingArguments,
+    set_seed,
+)
+
+from vanilla_transformer import VanillaTransformerConfig
+from vanilla_transformer.commands import train
+from vanilla_transformer.data.batching import TokenBatchSampler, token_lengths
+from vanilla_transformer.data.encoding import encode_pairs
+from vanilla_transformer.data.files import in_use
+from vanilla_transformer.data.limits import take_pairs
+from vanilla_transformer.data.reading import iterate_sentences, load_pairs
+from vanilla_transformer.data.tokenization import train_tokenizer
+from vanilla_transformer.errors import UserError
+from vanilla_transformer.inference.loading import load, load_tokenizer
+from vanilla_transformer.inference.metrics import corpus_scores
+from vanilla_transformer.inference.translate import translate
+from vanilla_transformer.training.averaging import average_checkpoints
+from vanilla_transformer.training.checkpoints import complete_checkpoints
+
+LANGUAGES = ("en", "de")
+TEST_SETS = ("test_2016_flickr", "test_2017_flickr")
+LIMITS = {"max_source_length": 256, "max_target_length": 256, "max_length_ratio": 3.0}
+AVERAGED = 5
+SAVE_STEPS = 25  # at least: in a short run checkpoints must not count for more than in a long one
+
+# The README's command.
+VOCAB_SIZE, TOKENS = 4_000, 2_048
+SHAPE = {"d_model": 256, "encoder_layers": 3, "decoder_layers": 3, "encoder_ffn_dim": 512, "decoder_ffn_dim": 512}
+OURS = {"dropout": 0.2, "lr_scheduler_type": "cosine", "learning_rate": 0.002, "warmup_steps": 500}
+SMOOTHING = 0.1  # the paper's, which is our default
+
+# https://huggingface.co/docs/transformers/tasks/translation
+DOCUMENTED = {"learning_rate": 2e-5, "per_device_train_batch_size": 16, "weight_decay": 0.01}
+
+
+@dataclass
+class SameMinutesArguments:
+    """What is trained, and for how long."""
+
+    data_dir: str = field(metadata={"help": "Folder of Multi30k as raw text."})
+    output_dir: str = field(metadata={"help": "A new folder, for the tokenizer, the runs and the models."})
+    minutes: float = field(default=20.0, metadata={"help": "Minutes of training for each contender."})
+    trial_steps: int = field(default=60, metadata={"help": "Steps of the short run that tells a contender's speed."})
+    test_samples: int | None = field(default=None, metadata={"help": "Score only the first so many of each test set."})
+    seed: int = field(default=42, metadata={"help": "Of weights, order and dropout."})
+
+
+@dataclass
+class Trained:
+    """A trained model.
+
+    Attributes:
+        steps: Optimizer steps.
+        seconds: What training took, from its start to the last step.
+        models: Folders, by what their models are called in the table.
+    """
+
+    steps: int
+    seconds: float
+    models: dict[str, Path]
+
+
+Train = Callable[[Path, int], Trained]  # of a contender: trains so many steps into a new folder
+
+
+def train_ours(arguments: SameMinutesArguments, tokenizer_dir: Path) -> Train:
+    """Prepare the README's command."""
+    shape = ",".join(f"{name}={value}" for name, value in {**SHAPE, "dropout": OURS["dropout"]}.items())
+
+    def train_steps(folder: Path, steps: int) -> Trained:
+        words = (
+            f"--train_file {arguments.data_dir}/train --validation_file {arguments.data_dir}/val --source_lang en "
+            f"--target_lang de --output_dir {folder} --tokenizer_name {tokenizer_dir} "
+            f"--seed {arguments.seed} --preset tiny --config_overrides {shape} "
+            f"--per_device_train_tokens {TOKENS} --lr_scheduler_type {OURS['lr_scheduler_type']} "
+            f"--learning_rate {OURS['learning_rate']} --warmup_steps {min(OURS['warmup_steps'], steps // 4)} "
+            f"--max_steps {steps} --eval_strategy no --save_steps {max(SAVE_STEPS, steps // 36)} "
+            f"--save_total_limit {AVERAGED} --disable_tqdm True"
+        ).split()
+        train.main(words)
+        checkpoints = complete_checkpoints(folder)
+        minutes = json.loads((folder / "run.json").read_text(encoding="utf-8"))["result"]["minutes"]
+        averaged = folder / "averaged"
+        average_checkpoints(checkpoints[-AVERAGED:], averaged)
+        return Trained(steps, 60 * minutes, {"ours": folder, f"ours, mean of {AVERAGED} checkpoints": averaged})
+
+    return train_steps
+
+
+def train_marian(
+    arguments: SameMinutesArguments, tokenizer: PreTrainedTokenizerBase, dataset: Dataset, name: str, **settings: Any
+) -> Train:
+    """Prepare MarianMT under the stock trainer.
+
+    Args:
+        arguments: The benchmark's arguments.
+        tokenizer: The tokenizer that all share.
+        dataset: The encoded training pairs.
+        name: What to call it in the table.
+        **settings: `dropout`, and the Seq2SeqTrainingArguments that are not the defaults.
+    """
+    dropout = settings.pop("dropout", 0.1)  # MarianConfig's default
+    shape = VanillaTransformerConfig.preset("tiny", vocab_size=len(tokenizer), **SHAPE).to_dict()
+    shape = {name: value for name, value in shape.items() if hasattr(MarianConfig, name)}
+
+    def train_steps(folder: Path, steps: int) -> Trained:
+        set_seed(arguments.seed)
+        model = MarianMTModel(MarianConfig(**{**shape, "dropout": dropout, "max_position_embeddings": 512}))
+        stock = Seq2SeqTrainingArguments(
+            str(folder),
+            max_steps=steps,
+            seed=arguments.seed,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            dataloader_pin_memory=False,
+            **{**settings, "warmup_steps": min(settings.get("warmup_steps", 0), steps // 4)},
+        )
+        collator = DataCollatorForSeq2Seq(tokenizer, model=model)
+        trainer = Seq2SeqTrainer(
+            model, stock, train_dataset=dataset, processing_class=tokenizer, data_collator=collator
+        )
+        start = time.perf_counter()
+        trainer.train()
+        seconds = time.perf_counter() - start
+        trainer.save_model()
+        return Trained(steps, seconds, {f"MarianMT, {name}": folder})
+
+    return train_steps
+
+
+def fit_steps(train_steps: Train, minutes: float, trial_steps: int) -> int:
+    """Return how many steps fit into the minutes, by a short run."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = train_steps(Path(folder, "trial"), trial_steps).seconds
+    return max(1, int(minutes * 60 / (seconds / trial_steps)))
+
+
+def load_either(folder: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load a model of this package or MarianMT, and its tokenizer."""
+    if json.loads((folder / "config.json").read_text(encoding="utf-8"))["model_type"] == "marian":
+        return MarianMTModel.from_pretrained(folder), load_tokenizer(str(folder))
+    return load(str(folder))
+
+
+def score_models(arguments: SameMinutesArguments, trained: Trained) -> Iterator[tuple[str, str]]:
+    """Translate the test sets with each model, by its own beam 4; yield a table row and BLEU's signature."""
+    for name, folder in trained.models.items():
+        model, tokenizer = load_either(folder)
+        # MarianMT by generate()'s beam search, to which the stock config gives no limit but 21 tokens.
+        search = {"search": None, "max_new_tokens": 256} if model.config.model_type == "marian" else {}
+        cells = []
+        for test_set in TEST_SETS:
+            pairs = take_pairs(load_pairs(f"{arguments.data_dir}/{test_set}", *LANGUAGES), arguments.test_samples)
+            found = translate(model, tokenizer, list(pairs["source"]), num_beams=4, **search)
+            scores = corpus_scores([translations[0].text for translations in found], list(pairs["target"]))
+            cells.append(f"{scores['bleu']:.2f} | {scores['chrf']:.2f}")
+        row = f"| {name} | {trained.steps:,} | {trained.seconds / 60:.1f} | {' | '.join(cells)} |"
+        yield row, scores["bleu_signature"]
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train each contender in turn, then score all."""
+    arguments = parse(SameMinutesArguments, __doc__, argv)
+    output_dir = Path(arguments.output_dir)
+    if in_use(output_dir):
+        raise UserError(f"the folder {output_dir} is not empty; give a new --output_dir, or remove it first")
+    print_header(torch.get_num_threads(), ("torch", "transformers", "sacrebleu"), seed=arguments.seed)
+    pairs = load_pairs(f"{arguments.data_dir}/train", *LANGUAGES)
+    tokenizer = train_tokenizer(iterate_sentences(pairs), VOCAB_SIZE)
+    tokenizer.save_pretrained(output_dir / "tokenizer")
+    dataset = encode_pairs(pairs, tokenizer, **LIMITS)[0]
+    lengths = token_lengths(dataset, "input_ids"), token_lengths(dataset, "labels")
+    sentences = round(len(dataset) / len(TokenBatchSampler(*lengths, TOKENS)))
+    tuned = {**OURS, "per_device_train_batch_size": sentences, "label_smoothing_factor": SMOOTHING}
+    contenders = {
+        "ours": train_ours(arguments, output_dir / "tokenizer"),
+        "documented": train_marian(arguments, tokenizer, dataset, "documented", **DOCUMENTED),
+        "tuned": train_marian(arguments, tokenizer, dataset, "tuned", **tuned),
+    }
+    rows: list[tuple[str, str]] = []
+    for name, train_steps in contenders.items():
+        steps = fit_steps(train_steps, arguments.minutes, arguments.trial_steps)
+        print(f"{name}: {steps:,} steps", flush=True)
+        rows += score_models(arguments, train_steps(output_dir / name, steps))
+    print("\n| model | steps | minutes | " + " | ".join(f"{name} BLEU | chrF" for name in TEST_SETS) + " |")
+    print("|---" * (3 + 2 * len(TEST_SETS)) + "|")
+    for row, _ in rows:
+        print(row)
+    print(f"BLEU {rows[0][1]}")
+
+
+if __name__ == "__main__":
+    run(main)

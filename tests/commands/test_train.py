@@ -205,6 +205,7 @@ def refuse(run_script, *arguments: str, message: str) -> None:
         ("auto_find_batch_size", "True"),
         ("preprocessing_num_workers", "0"),
         ("shuffle_buffer_size", "0"),
+        ("bpe_dropout", "1.5"),
         ("vocab_size", "0"),
         ("report_to", "nonsense"),
         ("save_total_limit", "0"),
@@ -338,6 +339,23 @@ def test_what_a_run_was_given_counts_again_when_it_is_resumed(run_script, finish
     assert record["data"] == first["data"] and record["model"] == first["model"]
     changed = {name for name in first["recipe"] if record["recipe"][name] != first["recipe"][name]}
     assert changed == {"max_steps", "num_train_epochs"} and record["result"]["epochs"] == 3
+
+
+@pytest.mark.parametrize("streaming", [[], ["--streaming", "--shuffle_buffer_size", "40"]], ids=["data set", "stream"])
+def test_bpe_dropout_is_recorded_kept_for_resuming_and_not_in_the_tokenizer(run_script, tmp_path, data, streaming):
+    folder = tmp_path / "run"
+    first = ["--bpe_dropout", "0.2", "--max_steps", "3", *streaming, "--disable_tqdm", "True"]
+    first += ["--max_source_length", "100", "--max_target_length", "100"]
+    code, out, err = run_script("train", "--output_dir", folder, *data, *SMALL, *first)
+    assert code == 0, err
+    resume = ["--output_dir", folder, "--resume_from_checkpoint", "--max_steps", "6"]
+    code, out, err = run_script("train", *resume)
+    assert code == 0, err
+    assert read_record(folder)["data"]["bpe_dropout"] == 0.2 and read_record(folder)["result"]["steps"] == 6
+    for file in folder.rglob("tokenizer.json"):
+        assert json.loads(file.read_text())["model"]["dropout"] is None
+    resume = [*map(str, resume[:-1]), "9", "--bpe_dropout", "0.1"]
+    refuse(run_script, *resume, message="bpe_dropout is 0.1, but checkpoint-6 was trained with 0.2")
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ RECORD = {
         "max_source_length": 256,
         "max_target_length": 200,
         "streaming": False,
+        "bpe_dropout": 0.1,
         "train_pairs": 28_998,
     },
     "recipe": {
@@ -114,6 +115,7 @@ def test_a_card_says_what_run_and_scores_say(model, tokenizer, tmp_path):
     assert run["model"].startswith(f"{model.num_parameters():,} parameters: 1 + 1 layers, d_model 16, d_ff 32, 2 heads")
     assert run["vocabulary"] == f"one byte-level BPE of {len(tokenizer):,} types for both languages"
     assert run["data"] == "28,998 pairs of `data/multi30k/train`, en to de"
+    assert run["BPE-dropout in training"] == "0.1"
     assert run["preset"] == "tiny with `d_model=256`"
     assert run["a step"] == "at most 4,096 source and 4,096 target tokens, padding counted"
     assert run["learning rate"] == "warm-up of 500 steps to 0.002, then cosine"

@@ -308,3 +308,16 @@ def test_a_device_that_cannot_compute_is_refused_before_anything_is_loaded(devic
     with pytest.raises(UserError, match=f"device is '{device}'.*there is cpu") as error:
         load("no/such/model", device=device)
     assert "\n" not in str(error.value)
+
+
+def test_a_tokenizer_that_drops_merges_does_so_no_more(saved, tmp_path, caplog):
+    """`tokenizers` saves its BPE-dropout, which would make every translation another one."""
+    folder = shutil.copytree(saved, tmp_path / "dropping")
+    description = json.loads((folder / "tokenizer.json").read_text())
+    description["model"]["dropout"] = 0.5
+    (folder / "tokenizer.json").write_text(json.dumps(description))
+    _, tokenizer = load(str(folder), device="cpu")
+    assert "drops merges at random (dropout 0.5)" in caplog.text
+    assert len({tuple(tokenizer("the cat sleeps all day long")["input_ids"]) for _ in range(20)}) == 1
+    tokenizer.save_pretrained(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "tokenizer.json").read_text())["model"]["dropout"] is None

@@ -18,11 +18,15 @@ from training_runs import (
     run,
 )
 
+from vanilla_transformer.data.bpe_dropout import BpeDropout, BpeDropoutPairs
+from vanilla_transformer.data.encoding import encode_pairs
 from vanilla_transformer.data.streaming import TokenStream
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.training.callbacks import SaveOnInterrupt
 from vanilla_transformer.training.checkpoints import checkpoint_to_resume
 from vanilla_transformer.training.resuming import fingerprint_data
+
+LIMITS = {"max_source_length": 100, "max_target_length": 100, "max_length_ratio": 9}
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(tmp_path, tokenizer, dataset, capsys):
@@ -73,6 +77,53 @@ def test_a_streamed_run_interrupted_and_resumed_equals_uninterrupted_bit_for_bit
     assert equal_weights(tmp_path / "whole" / "checkpoint-12", tmp_path / "parts" / "checkpoint-12")
 
 
+@pytest.mark.parametrize("streaming", [False, True], ids=["data set", "stream"])
+def test_a_run_with_bpe_dropout_interrupted_and_resumed_equals_uninterrupted_bit_for_bit(
+    tmp_path, tokenizer, streaming
+):
+    """Interrupted in the second epoch. The other value is refused, since other batches have been seen."""
+
+    def resume_with(probability: float, folder: Path, steps: int, checkpoint: str | None = None) -> None:
+        data: TokenStream | BpeDropoutPairs
+        dropout = BpeDropout(tokenizer, probability)
+        if streaming:
+            data = make_stream(tokenizer, dropout=dropout)
+        else:
+            rows = Dataset.from_dict({"source": SENTENCES, "target": [sentence.upper() for sentence in SENTENCES]})
+            encoded, _ = encode_pairs(rows, tokenizer, **LIMITS, dropout=dropout)
+            data = BpeDropoutPairs(encoded, dropout, max_source_length=100, max_target_length=100)
+        settings = {"max_steps": 24, "per_device_train_tokens": 300, "save_strategy": "steps", "save_steps": 8}
+        arguments = make_arguments(folder, **settings)
+        model = make_model(tokenizer, dropout=0.2)
+        trainer = make_trainer(model, arguments, tokenizer, data, callbacks=[StopAt(steps)])
+        trainer.train(resume_from_checkpoint=checkpoint)
+        if not streaming:
+            assert len(trainer.token_batches()) < 16
+
+    resume_with(0.3, tmp_path / "whole", 24)
+    resume_with(0.3, tmp_path / "parts", 16)
+    checkpoint = str(tmp_path / "parts" / "checkpoint-16")
+    resume_with(0.3, tmp_path / "parts", 24, checkpoint)
+    assert equal_weights(tmp_path / "whole" / "checkpoint-24", tmp_path / "parts" / "checkpoint-24")
+    with pytest.raises(UserError, match="bpe_dropout is 0.1, but checkpoint-16 was trained with 0.3; resume with 0.3"):
+        resume_with(0.1, tmp_path / "parts", 24, checkpoint)
+
+
+def test_bpe_dropout_can_not_begin_in_the_middle_of_an_older_run(stopped, tmp_path, tokenizer):
+    """Checkpoints of before do not have the setting."""
+    shutil.copytree(stopped, tmp_path / "run")
+    state_file = tmp_path / "run" / "checkpoint-8" / "trainer_state.json"
+    state_file.write_text(state_file.read_text().replace('"bpe_dropout"', '"unknown"'))
+    with pytest.raises(UserError, match="bpe_dropout is 0.3, but checkpoint-8 was trained with 0.0"):
+        dropout = BpeDropout(tokenizer, 0.3)
+        rows = Dataset.from_dict({"source": SENTENCES, "target": [sentence.upper() for sentence in SENTENCES]})
+        encoded, _ = encode_pairs(rows, tokenizer, **LIMITS, dropout=dropout)
+        data = BpeDropoutPairs(encoded, dropout, max_source_length=100, max_target_length=100)
+        arguments = make_arguments(tmp_path / "run", max_steps=12)
+        trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, data)
+        trainer.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-8"))
+
+
 def test_a_streamed_run_resumes_as_a_stream_only(tmp_path, tokenizer, dataset):
     run(tmp_path, tokenizer, dataset, steps=4)
     stream = TokenStream(
@@ -91,8 +142,7 @@ def test_a_streamed_run_resumes_as_a_stream_only(tmp_path, tokenizer, dataset):
 
 def make_stream(tokenizer, **settings) -> TokenStream:
     rows = Dataset.from_dict({"source": SENTENCES, "target": [sentence.upper() for sentence in SENTENCES]})
-    limits = {"max_source_length": 100, "max_target_length": 100, "max_length_ratio": 9}
-    defaults = {"max_tokens": 300, "buffer_size": 30} | limits
+    defaults = {"max_tokens": 300, "buffer_size": 30} | LIMITS
     return TokenStream(rows.to_iterable_dataset(), tokenizer, **(defaults | settings))
 
 

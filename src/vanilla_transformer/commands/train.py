@@ -18,6 +18,7 @@ from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.batching import TranslationCollator
+from ..data.bpe_dropout import BpeDropout, BpeDropoutPairs
 from ..data.encoding import encode_pairs
 from ..data.limits import take_pairs
 from ..data.streaming import TokenStream
@@ -79,6 +80,11 @@ class Options:
         """Print a line, in the main process only."""
         if self.training.process_index == 0:
             print(line)
+
+    @property
+    def shuffle_seed(self) -> int:
+        """Seed of the order of the training data, and of its segmentation by BPE-dropout."""
+        return self.training.seed if self.training.data_seed is None else self.training.data_seed
 
     @property
     def translates(self) -> bool:
@@ -170,16 +176,46 @@ def load_data(options: Options) -> tuple[Dataset | IterableDataset, Dataset]:
         return options.data.load_both()
 
 
-def encode(options: Options, split: str, pairs: Dataset, tokenizer: PreTrainedTokenizerFast) -> Dataset:
+def encode(
+    options: Options,
+    split: str,
+    pairs: Dataset,
+    tokenizer: PreTrainedTokenizerFast,
+    dropout: BpeDropout | None = None,
+) -> Dataset:
     """Filter and tokenize a split, and say what was dropped."""
     data = options.data
     with options.training.main_process_first():
-        dataset, report = encode_pairs(pairs, tokenizer, **data.limits, num_proc=data.preprocessing_num_workers)
+        dataset, report = encode_pairs(
+            pairs, tokenizer, **data.limits, num_proc=data.preprocessing_num_workers, dropout=dropout
+        )
     options.say(f"{split}: {report}")
     return dataset
 
 
-def make_stream(options: Options, pairs: IterableDataset, tokenizer: PreTrainedTokenizerFast) -> TokenStream:
+def encode_training(
+    options: Options, pairs: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerFast
+) -> Dataset | BpeDropoutPairs | TokenStream:
+    """Make the training data from its pairs."""
+    data = options.data
+    dropout = BpeDropout(tokenizer, data.bpe_dropout) if data.bpe_dropout else None
+    if isinstance(pairs, IterableDataset):
+        return make_stream(options, pairs, tokenizer, dropout)
+    encoded = encode(options, "train", pairs, tokenizer, dropout)
+    if dropout is None:
+        return encoded
+    return BpeDropoutPairs(
+        encoded,
+        dropout,
+        max_source_length=data.max_source_length,
+        max_target_length=data.max_target_length,
+        seed=options.shuffle_seed,
+    )
+
+
+def make_stream(
+    options: Options, pairs: IterableDataset, tokenizer: PreTrainedTokenizerFast, dropout: BpeDropout | None
+) -> TokenStream:
     """Make this process's share of the training batches from a stream."""
     training = options.training
     return TokenStream(
@@ -188,9 +224,10 @@ def make_stream(options: Options, pairs: IterableDataset, tokenizer: PreTrainedT
         **options.data.limits,
         max_tokens=training.per_device_train_tokens,
         buffer_size=options.data.shuffle_buffer_size,
-        seed=training.seed if training.data_seed is None else training.data_seed,
+        seed=options.shuffle_seed,
         process_index=training.process_index,
         num_processes=training.world_size,
+        dropout=dropout,
     )
 
 
@@ -233,11 +270,7 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
         options.say(f"validation: BLEU with the tokenizer {bleu_tokenize}")
     train_pairs, validation_pairs = load_data(options)
     model, tokenizer = load_or_create(**asdict(options.model), checkpoint=checkpoint, pairs=train_pairs)
-    if isinstance(train_pairs, IterableDataset):
-        stream = make_stream(options, train_pairs, tokenizer)
-        train_data: TokenStream | Dataset = stream
-    else:
-        train_data = encode(options, "train", train_pairs, tokenizer)
+    train_data = encode_training(options, train_pairs, tokenizer)
     validation_data = encode(options, "validation", validation_pairs, tokenizer)
     options.say(f"model: {model.num_parameters():,} parameters, {len(tokenizer):,} types")
 
@@ -245,7 +278,7 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
         command,
         options=options.kept()["options"],
         model=options.model.describe(),
-        data=asdict(data) | {"train_pairs": None if data.streaming else len(train_data)},  # type: ignore[arg-type] # a data set
+        data=asdict(data) | {"train_pairs": None if isinstance(train_data, TokenStream) else len(train_data)},
     )
     interrupt = SaveOnInterrupt()
     samples = [(pair["source"], pair["target"]) for pair in take_pairs(validation_pairs, 3)]

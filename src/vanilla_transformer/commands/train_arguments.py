@@ -21,6 +21,7 @@ DATA_RANGES = {
     "max_source_length": Range(2, whole=True),  # a token and </s>
     "max_target_length": Range(2, whole=True),
     "max_length_ratio": Range(1),
+    "bpe_dropout": Range(0, 1),
     "preprocessing_num_workers": COUNT,
     "shuffle_buffer_size": COUNT,
     "max_train_samples": COUNT,
@@ -105,6 +106,10 @@ class DataArguments:
     max_target_length: int = field(default=256, metadata={"help": "Drop pairs with a longer target, in tokens."})
     max_length_ratio: float = field(
         default=3.0, metadata={"help": "Drop pairs if one side has more than this many times the tokens of the other."}
+    )
+    bpe_dropout: float = field(
+        default=0.0,
+        metadata={"help": "Probability of dropping a merge of the BPE in training (0.1 is usual); 0 turns it off."},
     )
     preprocessing_num_workers: int | None = field(
         default=None, metadata={"help": "Number of processes for tokenization."}

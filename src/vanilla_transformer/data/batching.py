@@ -45,6 +45,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         max_tokens: int,
         seed: int = 0,
         num_processes: int = 1,
+        num_batches: int = 1,
     ) -> None:
         check_count("max_tokens", max_tokens)
         check_count("num_processes", num_processes)
@@ -62,7 +63,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         self.seed = seed
         self.epoch = 0
         self.ends = self._batch_ends(self._order(np.random.default_rng(seed)))
-        while len(self.ends) % num_processes:
+        while len(self.ends) < num_batches or len(self.ends) % num_processes:
             sizes = np.diff(self.ends, prepend=0)
             largest = sizes.argmax()
             self.ends = np.insert(self.ends, largest, self.ends[largest] - sizes[largest] // 2)

@@ -7,6 +7,7 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
+from .bpe_dropout import SYMBOL_COLUMNS, BpeDropout
 from .caching import cache_errors, cache_key
 from .limits import LengthLimits, check_count
 from .normal_form import normal_form, normalize_sources
@@ -62,6 +63,7 @@ def encode_pairs(
     max_target_length: int,
     max_length_ratio: float,
     num_proc: int | None = None,
+    dropout: BpeDropout | None = None,
 ) -> tuple[Dataset, DropReport]:
     """Tokenize sentence pairs, and drop those that can't be trained on. No sentence is ever cut short.
 
@@ -78,6 +80,8 @@ def encode_pairs(
         max_target_length: As in `LengthLimits`.
         max_length_ratio: As in `LengthLimits`.
         num_proc: Processes to tokenize in. None for this one only, with the tokenizer's own threads.
+        dropout: To add the columns "source_symbols" and "target_symbols" for `BpeDropoutPairs`. Which pairs are dropped
+            does not depend on it.
 
     Returns:
         The pairs that are left, in their order, as columns "input_ids" and "labels", and what was dropped.
@@ -98,14 +102,15 @@ def encode_pairs(
     # What decides the ids, and no more: the tokenizer's pickle, which `datasets` would hash, also holds where it came
     # from. The call above has undone any padding and truncation that were left switched on.
     backend = tokenizer.backend_tokenizer.to_str()
-    settings = (tokenizer.split_special_tokens, normal_form(tokenizer))
+    settings = (tokenizer.split_special_tokens, normal_form(tokenizer), *(["symbols"] if dropout else []))
+    columns = ["input_ids", "labels", *(SYMBOL_COLUMNS.values() if dropout else [])]
     with cache_errors():
         encoded = pairs.map(
             encode_batch,
             batched=True,
-            fn_kwargs={"tokenizer": tokenizer, "limits": limits},
+            fn_kwargs={"tokenizer": tokenizer, "limits": limits, "dropout": dropout},
             remove_columns=pairs.column_names,
-            features=Features({"input_ids": [Value("int32")], "labels": [Value("int32")], "dropped": Value("int8")}),
+            features=Features({name: [Value("int32")] for name in columns} | {"dropped": Value("int8")}),
             num_proc=None if num_proc is None else min(num_proc, len(pairs)),
             new_fingerprint=cache_key(pairs._fingerprint, backend, settings, tuple(limits)),
             desc="Tokenizing",
@@ -117,7 +122,10 @@ def encode_pairs(
 
 
 def encode_batch(
-    batch: dict[str, list[str]], tokenizer: PreTrainedTokenizerFast, limits: LengthLimits
+    batch: dict[str, list[str]],
+    tokenizer: PreTrainedTokenizerFast,
+    limits: LengthLimits,
+    dropout: BpeDropout | None = None,
 ) -> dict[str, list]:
     """Tokenize some pairs, and decide which to drop.
 
@@ -125,10 +133,11 @@ def encode_batch(
         batch: Columns "source" and "target".
         tokenizer: As in `encode_pairs`.
         limits: As in `encode_pairs`.
+        dropout: As in `encode_pairs`.
 
     Returns:
         Columns "input_ids" and "labels", empty where the pair is dropped, and "dropped", which is `KEPT` or the index
-        of the reason among `DropReport`'s fields.
+        of the reason among `DropReport`'s fields. With `dropout` also the columns of the symbols.
     """
     columns: dict[str, list] = {"input_ids": [], "labels": [], "dropped": []}
     sources = normalize_sources(tokenizer, batch["source"])
@@ -144,6 +153,11 @@ def encode_batch(
         columns["input_ids"].append(source_ids if dropped == KEPT else [])
         columns["labels"].append(target_ids if dropped == KEPT else [])
         columns["dropped"].append(dropped)
+    if dropout is not None:
+        is_kept = [reason == KEPT for reason in columns["dropped"]]
+        for name, texts in zip(SYMBOL_COLUMNS.values(), (sources, batch["target"]), strict=True):
+            symbols = iter(dropout.split([text for text, kept in zip(texts, is_kept, strict=True) if kept]))
+            columns[name] = [next(symbols) if kept else [] for kept in is_kept]
     return columns
 
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
 from .batching import TokenBatchSampler
+from .bpe_dropout import SYMBOL_COLUMNS, BpeDropout, as_lists, as_rows, sentence_keys
 from .encoding import KEPT, DropReport, encode_batch
 from .limits import LengthLimits, check_count
 from .tokenization import check_added_tokens, check_appends_eos
@@ -72,6 +73,8 @@ class TokenStream(TorchIterableDataset):
         seed: Seed of the shuffling.
         process_index: Number of this process.
         num_processes: Processes that take the batches in turn. Each reads all pairs.
+        dropout: Segments each pair anew whenever it is read, or None. A pair of which a side would be longer than its
+            limit keeps the segmentation without dropout.
 
     Raises:
         UserError: A budget that a sentence of the greatest length would exceed, a limit, buffer or number of processes
@@ -91,6 +94,7 @@ class TokenStream(TorchIterableDataset):
         seed: int = 0,
         process_index: int = 0,
         num_processes: int = 1,
+        dropout: BpeDropout | None = None,
     ) -> None:
         limits = LengthLimits(max_source_length, max_target_length, max_length_ratio).check()
         check_count("buffer_size", buffer_size)
@@ -112,6 +116,7 @@ class TokenStream(TorchIterableDataset):
         self.seed = seed
         self.process_index = process_index
         self.num_processes = num_processes
+        self.dropout = dropout
         self._start: StreamState = {
             "epoch": 0, "batches": 0, "dropped": [0] * 4, "tokens": 0, "places": 0, "reader": None
         }  # fmt: skip
@@ -200,7 +205,9 @@ class TokenStream(TorchIterableDataset):
             read := list(islice(rows, min(READ_AT_ONCE, self.buffer_size - len(buffer))))
         ):
             columns = {side: [row[side] for row in read] for side in ("source", "target")}
-            encoded = encode_batch(columns, self.tokenizer, self.limits)
+            encoded = encode_batch(columns, self.tokenizer, self.limits, self.dropout)
+            if self.dropout is not None:
+                self._segment(encoded, self.dropout, first=sum(self._now["dropped"]) + int(dropped.sum()))
             dropped += np.bincount(encoded["dropped"], minlength=4)
             buffer += [
                 {"input_ids": encoded["input_ids"][row], "labels": encoded["labels"][row]}
@@ -208,3 +215,20 @@ class TokenStream(TorchIterableDataset):
                 if reason == KEPT
             ]
         return buffer, dropped.tolist()
+
+    def _segment(self, encoded: dict[str, list], dropout: BpeDropout, first: int) -> None:
+        """Segment pairs anew, in place.
+
+        Args:
+            encoded: Of `encode_batch`.
+            dropout: Segments them.
+            first: Number of the first pair, counted from the beginning of the run, over all epochs.
+        """
+        kept = np.flatnonzero(np.array(encoded["dropped"]) == KEPT)
+        segmented = {}
+        for side, (column, symbols) in enumerate(SYMBOL_COLUMNS.items()):
+            keys = sentence_keys(self.seed, 0, first + kept, side)
+            segmented[column] = as_lists(dropout.segment(as_rows([encoded[symbols][row] for row in kept]), keys))
+        for row, source, target in zip(kept, *segmented.values(), strict=True):
+            if len(source) <= self.limits.max_source_length and len(target) <= self.limits.max_target_length:
+                encoded["input_ids"][row], encoded["labels"][row] = source, target

@@ -177,6 +177,8 @@ def _run_rows(run: Run) -> list[_Row]:
     if data := run.data:
         pairs = f"{data.train_pairs:,} pairs of " if data.train_pairs else ""
         rows.append(("data", f"{pairs}{_describe_data(data)}, {escape(' to '.join(data.languages))}"))
+        if data.bpe_dropout:
+            rows.append(("BPE-dropout in training", f"{data.bpe_dropout:g}"))
     if start := run.start:
         if start.model_name_or_path:
             rows.append(("fine-tuned from", code_cell(public_word(start.model_name_or_path))))

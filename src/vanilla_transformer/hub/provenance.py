@@ -34,6 +34,7 @@ class Data:
     train_file: str | None = None
     dataset_name: str | None = None
     streaming: bool = False
+    bpe_dropout: float = 0.0
 
     @property
     def languages(self) -> tuple[str, str]:

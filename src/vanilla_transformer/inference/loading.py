@@ -1,5 +1,6 @@
 """Load a saved model and its tokenizer."""
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,8 @@ from .model_files import (
     read_config,
     read_weight_headers,
 )
+
+logger = logging.getLogger(__name__)
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 
@@ -158,6 +161,14 @@ def read_tokenizer(name_or_path: str, **options: Any) -> PreTrainedTokenizerBase
         raise UserError(f"can't load the tokenizer {name_or_path} ({describe(error)}); {remedy}") from error
     # A reference to another repository's code must not be saved on: `AutoTokenizer` would run it.
     tokenizer.init_kwargs.pop("auto_map", None)
+    backend_model = tokenizer.backend_tokenizer.model
+    if getattr(backend_model, "dropout", None):
+        logger.warning(
+            "The tokenizer %s drops merges at random (dropout %g), which is for training only; here it does not",
+            name_or_path,
+            backend_model.dropout,
+        )
+        backend_model.dropout = None
     return tokenizer
 
 

@@ -14,6 +14,7 @@ from datasets import Dataset
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainingArguments
 
+from ..data.bpe_dropout import BpeDropout, BpeDropoutPairs
 from ..data.streaming import TokenStream
 from ..errors import UserError
 
@@ -23,7 +24,7 @@ STATE_NAME = "RunSettings"  # key of the settings in the state of a checkpoint
 STREAM_SAMPLE = 1_000  # pairs of a stream that its fingerprint is made from
 
 # These decide which pairs are in which batch. A changed value would put the run at another place in the data.
-BATCHES = ("per_device_train_tokens", "gradient_accumulation_steps", "shuffle_seed", "processes")
+BATCHES = ("per_device_train_tokens", "gradient_accumulation_steps", "shuffle_seed", "processes", "bpe_dropout")
 # These may differ between the parts of a streamed run, whose position is a number of batches.
 NOT_OF_A_STREAM = ("gradient_accumulation_steps", "processes")
 # The optimizer's state has a meaning for this optimizer only.
@@ -42,22 +43,27 @@ FREE = (
 )
 
 
-def describe_settings(args: TrainingArguments, processes: int) -> dict[str, Any]:
+def describe_settings(args: TrainingArguments, processes: int, dropout: BpeDropout | None = None) -> dict[str, Any]:
     """Return the settings of a run that a checkpoint keeps; JSON can hold them.
 
     Args:
         args: The training arguments.
         processes: Number of processes.
+        dropout: BPE-dropout of the training data.
     """
     values: dict[str, Any] = {name: getattr(args, name, None) for name in (*BATCHES, *OPTIMIZER, *SCHEDULE, *FREE)}
     values["shuffle_seed"] = args.seed if args.data_seed is None else args.data_seed
     values["processes"] = processes
+    values["bpe_dropout"] = 0.0 if dropout is None else dropout.probability
     return json.loads(json.dumps(values, default=str))
 
 
 def fingerprint_data(data: Any) -> str | None:
     """Return a digest of the token ids of a data set, or of a stream's first pairs and settings; None for others."""
     digest = hashlib.blake2b(digest_size=16)
+    if isinstance(data, BpeDropoutPairs):
+        digest.update(json.dumps(list(data.limits.values())).encode())
+        data = data.pairs
     if isinstance(data, TokenStream):
         pairs = list(islice(iter(copy.copy(data.pairs)), STREAM_SAMPLE))
         settings = [list(data.limits), data.buffer_size, data.tokenizer.backend_tokenizer.to_str()]
@@ -91,6 +97,7 @@ def compare_settings(before: dict[str, Any], now: dict[str, Any], checkpoint: st
     Raises:
         UserError: With the setting, its value and the value in the checkpoint.
     """
+    before = {"bpe_dropout": 0.0} | before  # which older checkpoints do not know
     changed = {name for name in now if name in before and before[name] != now[name]}
     fixed = [*OPTIMIZER, *(name for name in BATCHES if not (streaming and name in NOT_OF_A_STREAM))]
     for name in fixed:

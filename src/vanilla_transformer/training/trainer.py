@@ -10,6 +10,7 @@ from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
+from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
@@ -22,6 +23,7 @@ from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data.batching import TokenBatchSampler, token_lengths
+from ..data.bpe_dropout import BpeDropoutBatchSampler, BpeDropoutPairs
 from ..data.streaming import TokenStream
 from ..errors import UserError, first_line
 from ..modeling_vanilla_transformer import IGNORED_LABEL
@@ -51,7 +53,8 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
     """Seq2SeqTrainer with batches by token budget and the paper's label smoothing.
 
     The stock trainer works with the model as well. This one differs as follows:
-    - Training batches come from `TokenBatchSampler`, or from `train_dataset` if that is a `TokenStream`.
+    - Training batches come from `TokenBatchSampler`, from `BpeDropoutBatchSampler` if `train_dataset` is
+      `BpeDropoutPairs`, or from `train_dataset` itself if that is a `TokenStream`.
     - The model smooths the labels itself, in training only. The loss does not depend on how a batch is split for
       gradient accumulation, and `eval_loss` is the negative log-likelihood.
     - Validation batches have a token budget too, see `EvaluatingTrainer`.
@@ -83,6 +86,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
                 fp16 is set on a CPU.
         """
         args = PaperTrainingArguments() if args is None else args
+        self._dropout_batches: BpeDropoutBatchSampler | None = None
         if args.fp16 and args.device.type == "cpu":
             raise UserError("fp16 is set, but on a CPU accelerate trains in float32 all the same; use bf16, or neither")
         if model is not None:
@@ -127,7 +131,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
 
     # Batches
 
-    def token_batches(self) -> TokenBatchSampler:
+    def token_batches(self) -> TokenBatchSampler | BpeDropoutBatchSampler:
         """Return the sampler of the batches of all processes. It depends on `data_seed` (or `seed`) and the epoch.
 
         Raises:
@@ -136,13 +140,16 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         if self.train_dataset is None:
             raise UserError("training needs a train_dataset; this trainer was made without one")
         data = cast(Any, self.train_dataset)
-        return TokenBatchSampler(
-            token_lengths(data, "input_ids"),
-            token_lengths(data, "labels"),
-            max_tokens=self.args.per_device_train_tokens,
-            seed=self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            num_processes=self.accelerator.num_processes,
-        )
+        settings: dict[str, int] = {
+            "max_tokens": self.args.per_device_train_tokens,
+            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
+            "num_processes": self.accelerator.num_processes,
+        }
+        if isinstance(data, BpeDropoutPairs):
+            if self._dropout_batches is None or self._dropout_batches.pairs is not data:
+                self._dropout_batches = BpeDropoutBatchSampler(data, **settings)  # segments all pairs
+            return self._dropout_batches
+        return TokenBatchSampler(token_lengths(data, "input_ids"), token_lengths(data, "labels"), **settings)
 
     def total_steps(self) -> int:
         """Return the number of optimizer steps of the whole run.
@@ -169,8 +176,9 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
             return DataLoader(
                 self.train_dataset, batch_size=None, collate_fn=self.data_collator, generator=torch.Generator()
             )
-        loader = DataLoader(
-            self._remove_unused_columns(cast(Any, self.train_dataset), description="training"),
+        data = cast(Any, self.train_dataset)
+        loader: DataLoader = DataLoader(
+            self._remove_unused_columns(data, description="training") if isinstance(data, Dataset) else data,
             batch_sampler=self.token_batches(),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -248,7 +256,8 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         if not self._fingerprints:
             data = {"train_data": self.train_dataset, "eval_data": self.eval_dataset}
             self._fingerprints = {name: fingerprint_data(value) for name, value in data.items()}
-        return describe_settings(self.args, self.accelerator.num_processes) | self._fingerprints
+        dropout = getattr(self.train_dataset, "dropout", None)
+        return describe_settings(self.args, self.accelerator.num_processes, dropout) | self._fingerprints
 
     def _finish(self, checkpoint: str, state: TrainerState) -> TrainOutput:
         """Load what a run ended with that was interrupted after its last step."""

@@ -12,10 +12,9 @@ import io
 import json
 import math
 import sys
-from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import chain, islice, tee
+from itertools import chain, tee
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +25,14 @@ from transformers.utils.logging import disable_progress_bar
 import vanilla_transformer
 
 from ..data.normal_form import normal_form
-from ..data.text_files import iterate_lines
 from ..errors import UserError
 from ..hub.weights import weights_digest
 from ..inference.output import TranslationOutput
 from ..inference.settings import check_settings
-from ..inference.text_io import decode_arguments, read_arriving_lines, replace_line_breaks
-from ..inference.translate import Translation, split_into_windows, translate_windows
-from .arguments import CommandParser, DecodingArguments, LoadingArguments, names
+from ..inference.source import Source
+from ..inference.text_io import replace_line_breaks
+from ..inference.translate import Translation, translate_windows
+from .arguments import CommandParser, DecodingArguments, LoadingArguments, names, report_without_effect
 
 
 @dataclass
@@ -50,6 +49,17 @@ class TranslateArguments:
     output_file: str | None = field(
         default=None, metadata={"help": "Where to write, a new file; by default standard output."}
     )
+    target_prefix: str | None = field(
+        default=None, metadata={"help": "Text that every translation must begin with, in any search."}
+    )
+    target_prefix_file: str | None = field(
+        default=None,
+        metadata={"help": "The same for each sentence, one per line, plain or .gz; an empty line is no prefix."},
+    )
+    json_input: bool = field(
+        default=False,
+        metadata={"help": "Each sentence is a JSON object with its source and, if it has one, its target_prefix."},
+    )
     num_return_sequences: int = field(
         default=1, metadata={"help": "Translations per sentence, best first; at most num_beams."}
     )
@@ -59,15 +69,6 @@ class TranslateArguments:
     resume: bool = field(
         default=False, metadata={"help": "Continue an --output_file that an earlier run did not finish."}
     )
-
-
-def iterate_stdin() -> Iterator[str]:
-    """Yield the lines of standard input as they come."""
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise UserError(f"standard input, line {number}, is not valid UTF-8; convert it, as with iconv") from error
 
 
 def format_lines(sentence: str, translations: list[Translation], as_json: bool) -> list[str]:
@@ -91,46 +92,19 @@ def check(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
     check_settings(num_return_sequences=arguments.num_return_sequences)
     if arguments.sentences and arguments.input_file:
         raise UserError("there are sentences on the command line and an --input_file as well; give one of the two")
+    prefixes = [name for name in ("target_prefix", "target_prefix_file", "json_input") if getattr(arguments, name)]
+    if len(prefixes) > 1:
+        raise UserError(
+            f"--{prefixes[0]} and --{prefixes[1]} both say what translations begin with; give one of the two"
+        )
+    if arguments.target_prefix == "":
+        report_without_effect(["target_prefix"], "it is empty")
     if arguments.resume and not (arguments.input_file and arguments.output_file):
         raise UserError("--resume continues an --output_file from its --input_file; give both")
-    if arguments.resume and not Path(arguments.input_file or "").is_file():
-        raise UserError(f"--resume needs an --input_file that can be read again; {arguments.input_file} is none")
-
-
-class Source:
-    """The sentences to translate: those on the command line, else those of the input file, else standard input.
-
-    Attributes:
-        sentences: How many there are; None for those that can be read only once.
-        digest: SHA-256 of the sentences of an input file, else None.
-    """
-
-    def __init__(self, arguments: TranslateArguments) -> None:
-        self.sentences: int | None = None
-        self.digest: str | None = None
-        self._path = arguments.input_file
-        self._windows: Iterator[list[str]] | None = None
-        if arguments.sentences:
-            self.sentences = len(arguments.sentences)
-            self._windows = split_into_windows(decode_arguments(arguments.sentences))
-        elif self._path is None:
-            self._windows = read_arriving_lines(iterate_stdin())  # reads while the model loads
-        elif Path(self._path).is_file() or not Path(self._path).exists():
-            self.sentences, self.digest = self._read_through(self._path)
-
-    def _read_through(self, path: str) -> tuple[int, str]:
-        """Count the sentences and take their digest. This finds a line that is not UTF-8 before the model is loaded."""
-        count, digest = 0, hashlib.sha256()
-        for line in iterate_lines(path):
-            count += 1
-            digest.update(f"{line}\n".encode())
-        return count, digest.hexdigest()
-
-    def windows(self, start: int = 0) -> Iterator[list[str]]:
-        """Return the sentences from the given one on, in windows."""
-        if self._windows is None:
-            self._windows = split_into_windows(islice(iterate_lines(self._path or ""), start, None))
-        return self._windows
+    for name in ("input_file", "target_prefix_file"):
+        path = getattr(arguments, name)
+        if arguments.resume and path and not Path(path).is_file():
+            raise UserError(f"--resume needs --{name} to be a file that can be read again; {path} is none")
 
 
 def describe_source(
@@ -141,7 +115,7 @@ def describe_source(
     tokenizer: PreTrainedTokenizerBase,
 ) -> dict[str, Any] | None:
     """Collect what an output is made from, so that it is continued only with the same; None if it can't be."""
-    if source.digest is None:
+    if source.digests is None:
         return None
     configs = [model.config.to_dict(), model.generation_config.to_dict()]
     for config in configs:
@@ -154,7 +128,7 @@ def describe_source(
         str(normal_form(tokenizer)),
     ]
     return {
-        "input": source.digest,
+        **source.digests,
         "model": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         "version": vanilla_transformer.__version__,
         "device": model.device.type,
@@ -168,12 +142,20 @@ def describe_source(
 def run(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
     """Translate the sentences to standard output or into the output file."""
     check(arguments, decoding)
-    source = Source(arguments)
+    source = Source(
+        arguments.sentences,
+        arguments.input_file,
+        json_input=arguments.json_input,
+        target_prefix=arguments.target_prefix,
+        target_prefix_file=arguments.target_prefix_file,
+        keep_line_breaks=arguments.json,
+    )
     output = None
     if arguments.output_file:
         lines_per_sentence = 1 if arguments.json else arguments.num_return_sequences
         output = TranslationOutput(arguments.output_file, source.sentences, lines_per_sentence)
-        output.check_is_not_input(arguments.input_file)
+        for path in (arguments.input_file, arguments.target_prefix_file):
+            output.check_is_not_input(path)
         if arguments.resume and output.is_finished():
             print(
                 f"note: {output.path} has all its lines already, so there is nothing to resume; it is left as it is",
@@ -190,17 +172,21 @@ def run(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
     if not arguments.sentences and not arguments.input_file and sys.stdin.isatty():
         print("Type one sentence per line; Ctrl-D ends.", file=sys.stderr)
     settings = {"num_return_sequences": arguments.num_return_sequences, **decoding.settings()}
-    translate_windows(model, tokenizer, [], **settings)  # checks the settings before there is a file
+    # Checks the settings before there is a file.
+    translate_windows(model, tokenizer, [], target_prefix=arguments.target_prefix, **settings)
     with (
         nullcontext()
         if output is None
         else output.open(describe_source(source, arguments, decoding, model, tokenizer)) as writer
     ):
         done = writer.done if writer else 0
-        windows, same_windows = tee(source.windows(done))
+        sentences, prefixes = source.read(done)
+        windows, same_windows = tee(sentences)
         hidden = None if writer else True  # None: shown on a terminal only
         bar = tqdm(total=source.sentences, initial=done, unit=" sentences", disable=hidden)
-        translations = translate_windows(model, tokenizer, windows, first_sentence=done + 1, bar=bar, **settings)
+        translations = translate_windows(
+            model, tokenizer, windows, target_prefix=prefixes, first_sentence=done + 1, bar=bar, **settings
+        )
         for sentence, alternatives in zip(chain.from_iterable(same_windows), translations, strict=True):
             lines = format_lines(sentence, alternatives, arguments.json)
             if writer:

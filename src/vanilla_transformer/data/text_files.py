@@ -129,13 +129,26 @@ def _with_header(path: str, lines: Iterable[tuple[int, list[str]]]) -> Iterator[
 
 def _read_jsonl(path: str) -> Iterator[NumberedRow]:
     for number, line in enumerate(iterate_lines(path), start=1):
-        try:
-            row = json.loads(line, object_pairs_hook=_unique_keys) if line.strip() else None
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}, line {number}: not JSON ({error}); write one object per line") from None
-        if not isinstance(row, dict | None):
-            raise UserError(f"{path}, line {number}: {line.strip()[:40]!r} is no JSON object; write one per line")
-        yield number, row
+        yield number, parse_object(line, f"{path}, line {number}")
+
+
+def parse_object(line: str, where: str) -> dict[str, Any] | None:
+    """Parse a line with a JSON object; None if it is blank.
+
+    Args:
+        line: The line.
+        where: Its place, for errors.
+
+    Raises:
+        UserError: It is something else, or a name is there twice.
+    """
+    try:
+        row = json.loads(line, object_pairs_hook=_unique_keys) if line.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error}); write one object per line") from None
+    if not isinstance(row, dict | None):
+        raise UserError(f"{where}: {line.strip()[:40]!r} is no JSON object; write one per line")
+    return row
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from ..errors import UserError
 from .translate import WINDOW_SIZE
 
 _FORMAT = 1  # of the description
-_DIGESTS = ("input", "model")  # what is described by a digest, which says nothing to people
+_DIGESTS = ("input", "target_prefix", "model")  # what is described by a digest, which says nothing to people
 
 
 class TranslationOutput:
@@ -103,8 +103,8 @@ class TranslationOutput:
         After an error the part that is written stays, unless it is empty.
 
         Args:
-            source: What the output is made from: digests of "input" and "model", and each setting by its name, as
-                JSON can hold them. None if the output can't be continued.
+            source: What the output is made from: digests of "input", "model" and perhaps "target_prefix", and each
+                setting by its name, as JSON can hold them. None if the output can't be continued.
 
         Raises:
             UserError: The unfinished output is made from something else or in use, or the file can't be written.

@@ -5,9 +5,12 @@ import queue
 import re
 import threading
 from collections.abc import Iterable, Iterator
+from typing import TypeVar
 
 from ..errors import UserError
 from .translate import WINDOW_SIZE
+
+T = TypeVar("T")
 
 
 def decode_arguments(sentences: list[str]) -> list[str]:
@@ -30,18 +33,19 @@ def replace_line_breaks(text: str) -> str:
     return re.sub(r"\r\n|\r|\n", " ", text)
 
 
-def read_arriving_lines(lines: Iterable[str]) -> Iterator[list[str]]:
+def read_arriving_lines(lines: Iterable[T]) -> Iterator[list[T]]:
     """Group piped lines into windows as they arrive, so that a single line is translated without waiting for more.
 
     A background thread starts to read at once and stays at most `WINDOW_SIZE` lines ahead.
 
     Args:
-        lines: The lines; an exception that they raise is raised after the window before it.
+        lines: The lines, or what they are parsed to, but no None; an exception that they raise is raised after the
+            window before it.
 
     Returns:
         An iterator over windows of 1 to `WINDOW_SIZE` lines: all that have arrived when the window is asked for.
     """
-    arrived: queue.Queue[str | Exception | None] = queue.Queue(WINDOW_SIZE)  # ends with None or the exception
+    arrived: queue.Queue[T | Exception | None] = queue.Queue(WINDOW_SIZE)  # ends with None or the exception
 
     def read() -> None:
         try:
@@ -53,11 +57,11 @@ def read_arriving_lines(lines: Iterable[str]) -> Iterator[list[str]]:
 
     threading.Thread(target=read, daemon=True).start()
 
-    def windows() -> Iterator[list[str]]:
+    def windows() -> Iterator[list[T]]:
         while True:
-            window: list[str] = []
+            window: list[T] = []
             item = arrived.get()
-            while isinstance(item, str):
+            while item is not None and not isinstance(item, Exception):
                 window.append(item)
                 if arrived.empty() or len(window) == WINDOW_SIZE:
                     break

@@ -5,20 +5,24 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager, nullcontext
-from itertools import islice
-from typing import Any, NamedTuple
+from itertools import chain, islice
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
+from ..base_vanilla_transformer import TOKENS_BEYOND_SOURCE
 from ..data.normal_form import normalize_sources
 from ..data.tokenization import check_added_tokens, decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
+from .prefixes import TargetPrefix, TargetPrefixes, TargetPrefixLogitsProcessor, longest_translation
 from .settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, check_settings
+
+T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +37,8 @@ class Translation(NamedTuple):
     Attributes:
         text: The translation.
         score: log P(Y|X) / ((5 + |Y|) / 6)^alpha with the paper's search; alpha is 0 with one beam (greedy search).
-            0 for the empty translation of a blank sentence, NaN if another search returns no scores.
+            Y is the whole translation, a target prefix included. 0 for the translation of a blank sentence, which is
+            not searched for, NaN if another search returns no scores.
     """
 
     text: str
@@ -55,7 +60,8 @@ def translate(
     Args:
         model: The model, on any device, in any dtype, in training or eval mode; its mode is restored.
         tokenizer: The model's tokenizer.
-        sentences: One string per sentence, as a list or an iterator. A blank sentence has an empty translation.
+        sentences: One string per sentence, as a list or an iterator. A blank sentence has an empty translation, or
+            its target prefix.
         progress: Show a progress bar on standard error if that is a terminal.
         **settings: Keyword arguments of `translate_windows`.
 
@@ -73,8 +79,8 @@ def translate(
     return translate_windows(model, tokenizer, split_into_windows(sentences), bar=bar, **settings)
 
 
-def split_into_windows(sentences: Iterable[str]) -> Iterator[list[str]]:
-    """Split sentences into lists of `WINDOW_SIZE`; the last list may be shorter."""
+def split_into_windows(sentences: Iterable[T]) -> Iterator[list[T]]:
+    """Split sentences, or what belongs to each, into lists of `WINDOW_SIZE`; the last list may be shorter."""
     iterator = iter(sentences)
     return iter(lambda: list(islice(iterator, WINDOW_SIZE)), [])
 
@@ -90,6 +96,7 @@ def translate_windows(
     max_source_length: int = MAX_SOURCE_LENGTH,
     too_long: str = "cut",
     search: Callable | None = gnmt_beam_search,
+    target_prefix: str | Iterable[str] | None = None,
     first_sentence: int = 1,
     bar: tqdm | None = None,
     **generate_kwargs: Any,
@@ -110,6 +117,8 @@ def translate_windows(
         max_source_length: Most tokens of a sentence, `</s>` included.
         too_long: For a longer sentence: "cut" truncates it with a warning that names it, "refuse" raises.
         search: Passed to `generate()` as `custom_generate`; None for the searches of transformers.
+        target_prefix: A text that every translation must begin with, or an iterable with one text per sentence, empty
+            where there is none. A prefix is cut into tokens as the tokenizer cuts it alone.
         first_sentence: Number of the first sentence in warnings and errors.
         bar: A progress bar that counts sentences.
         **generate_kwargs: Other arguments of `generate()`, such as `length_penalty` or `max_new_tokens`. Defaults come
@@ -120,7 +129,9 @@ def translate_windows(
 
     Raises:
         UserError: A setting is out of range or contradicts another, or the tokenizer splits a token that was added to
-            it; while iterating, a sentence is too long and `too_long` is "refuse".
+            it, or the target prefix of all sentences can't be forced; while iterating, a sentence is too long and
+            `too_long` is "refuse", or its target prefix can't be tokenized, has special tokens, is longer than a
+            translation may be, or is missing.
     """
     check_settings(
         num_beams=num_beams,
@@ -142,14 +153,16 @@ def translate_windows(
         _check_beams(settings["num_beams"], num_return_sequences, model.config.vocab_size)
     if search is not None and not samples:
         settings["custom_generate"] = search
+    config = copy.deepcopy(defaults)
     try:
-        copy.deepcopy(model.generation_config).update(**settings)
+        config.update(**settings)
     except ValueError as error:
         raise UserError(str(error)) from error
     batcher = _SourceBatcher(
         tokenizer, batch_tokens, max_source_length, too_long, first_sentence, hypotheses=settings["num_beams"]
     )
-    return _translate(model, tokenizer, iter(windows), batcher, bar, settings)
+    prefixes = TargetPrefixes(tokenizer, target_prefix, first_sentence)
+    return _translate(model, tokenizer, iter(windows), batcher, prefixes, bar, settings, config)
 
 
 def _check_beams(num_beams: int, num_return_sequences: int, vocab_size: int) -> None:
@@ -165,26 +178,44 @@ def _translate(
     tokenizer: PreTrainedTokenizerBase,
     windows: Iterator[list[str]],
     batcher: "_SourceBatcher",
+    target_prefixes: TargetPrefixes,
     bar: tqdm | None,
     settings: dict[str, Any],
+    config: GenerationConfig,
 ) -> Iterator[list[Translation]]:
     """Translate with checked arguments; a generator, so nothing runs before the first translation is asked for."""
     per_sentence = settings["num_return_sequences"]
     with nullcontext() if bar is None else bar:
         for window in windows:
-            translations = [[Translation("", 0.0)] * per_sentence for _ in window]
+            prefixes = target_prefixes.take(len(window))
+            translations = [[Translation(prefix.text, 0.0)] * per_sentence for prefix in prefixes]
+            batches = list(batcher.make_batches(window))
+            for index, ids in chain.from_iterable(batches):
+                prefixes[index].check_length(_longest_translation(config, settings, len(ids)))
             blank = len(window)
-            for batch in batcher.make_batches(window):
-                generated = _generate(model, tokenizer, [ids for _, ids in batch], settings)
+            for batch in batches:
+                forced = [prefixes[index] for index, _ in batch]
+                generated = _generate(model, tokenizer, [ids for _, ids in batch], forced, settings)
                 for row, (index, _) in enumerate(batch):
                     # Two per sentence: generated = [row 0 best, row 0 second, row 1 best, row 1 second, ...]
                     translations[index] = generated[row * per_sentence : (row + 1) * per_sentence]
+                    for translation in translations[index]:
+                        prefixes[index].check_beginning(translation.text)
                 blank -= len(batch)
                 if bar is not None:
                     bar.update(len(batch))
             if bar is not None:
                 bar.update(blank)
             yield from translations
+        target_prefixes.check_end()
+
+
+def _longest_translation(config: GenerationConfig, settings: dict[str, Any], source_length: int) -> int | None:
+    """Compute how many tokens a translation may have; only the paper's search has a limit beside that of the config."""
+    beyond = None
+    if settings.get("custom_generate") is gnmt_beam_search:
+        beyond = settings.get("tokens_beyond_source", TOKENS_BEYOND_SOURCE)
+    return longest_translation(config, source_length, beyond)
 
 
 class _SourceBatcher:
@@ -238,13 +269,20 @@ class _SourceBatcher:
 
 
 def _generate(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, token_ids: list[list[int]], settings: dict[str, Any]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    token_ids: list[list[int]],
+    prefixes: list[TargetPrefix],
+    settings: dict[str, Any],
 ) -> list[Translation]:
-    """Run `generate()` in eval mode on a batch of token ids, padded on the right.
+    """Run `generate()` in eval mode on a batch of token ids, padded on the right, with a target prefix for each.
 
     Raises:
         UserError: There is too little memory.
     """
+    if any(prefix.ids for prefix in prefixes):
+        processors = [*(settings.get("logits_processor") or ()), TargetPrefixLogitsProcessor(prefixes)]
+        settings = {**settings, "logits_processor": LogitsProcessorList(processors)}
     with _explain_memory(len(token_ids), settings["num_beams"]), eval_mode(model), torch.inference_mode():
         rows = [torch.tensor(ids) for ids in token_ids]
         input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)

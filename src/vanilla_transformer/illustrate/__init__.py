@@ -1,0 +1,1 @@
+"""A page that explains the Transformer by running a trained model in the browser."""

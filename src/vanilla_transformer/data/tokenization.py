@@ -25,7 +25,7 @@ _WORD_END = "</w>"  # subword-nmt's mark after a word's last character
 # no merge can spell a special token.
 _LONGEST_PIECE = 128
 _JOINERS = "\u200c\u200d"
-_PIECES = (
+PIECES = (
     r"'s|'t|'re|'ve|'m|'ll|'d"
     rf"| ?\p{{L}}[\p{{L}}\p{{M}}{_JOINERS}]{{0,{_LONGEST_PIECE - 1}}}"
     rf"| ?\p{{N}}{{1,{_LONGEST_PIECE}}}"
@@ -137,7 +137,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
+            pre_tokenizers.Split(Regex(PIECES), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )

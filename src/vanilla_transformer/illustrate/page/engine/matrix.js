@@ -12,6 +12,11 @@ export function row(matrix, i) {
   return matrix.data.subarray(i * matrix.cols, (i + 1) * matrix.cols);
 }
 
+/** View all rows of a matrix. */
+export function rows(matrix) {
+  return Array.from({ length: matrix.rows }, (_, i) => row(matrix, i));
+}
+
 /** Copy columns start .. end - 1: [rows, cols] to [rows, end - start]. */
 export function columns(matrix, start, end) {
   const part = zeros(matrix.rows, end - start);
@@ -45,28 +50,66 @@ export function map(matrix, f) {
   return { ...matrix, data: matrix.data.map((x) => f(x)) };
 }
 
+const ROWS_AT_ONCE = 4;
+
 /** a b^T: [n, d] times [m, d] gives [n, m], the dot product of each row of a with each row of b. */
 export function timesTransposed(a, b) {
   const product = zeros(a.rows, b.rows);
-  for (let i = 0; i < a.rows; i++) dotProducts(a.data, i * a.cols, b.data, a.cols, product.data, i * b.rows, b.rows);
+  const block = new Float64Array(ROWS_AT_ONCE * a.cols); // of a; rows beyond its last are zero
+  for (let first = 0; first < a.rows; first += ROWS_AT_ONCE) {
+    block.fill(0);
+    block.set(a.data.subarray(first * a.cols, (first + ROWS_AT_ONCE) * a.cols));
+    if (first + 1 === a.rows) dotProductsOfOne(block, b, product.data.subarray(first * b.rows));
+    else dotProductsOfFour(block, b, product.data.subarray(first * b.rows));
+  }
   return product;
 }
 
-/** out[j] = x . W_j for each row W_j of the weights, where x begins at xStart and out at outStart. */
-function dotProducts(x, xStart, weights, width, out, outStart, count) {
-  const last = width - (width % 4);
+/** Four rows at a time: each number of b is read once for all of them. */
+function dotProductsOfFour(four, b, product) {
+  const width = b.cols;
+  const count = b.rows;
+  const numbers = b.data;
   for (let j = 0; j < count; j++) {
     const start = j * width;
-    let [a, b, c, d] = [0, 0, 0, 0]; // four sums at a time: they do not wait for each other
-    let k = 0;
-    for (; k < last; k += 4) {
-      a += x[xStart + k] * weights[start + k];
-      b += x[xStart + k + 1] * weights[start + k + 1];
-      c += x[xStart + k + 2] * weights[start + k + 2];
-      d += x[xStart + k + 3] * weights[start + k + 3];
+    let first = 0;
+    let second = 0;
+    let third = 0;
+    let fourth = 0;
+    for (let k = 0; k < width; k++) {
+      const number = numbers[start + k];
+      first += four[k] * number;
+      second += four[width + k] * number;
+      third += four[2 * width + k] * number;
+      fourth += four[3 * width + k] * number;
     }
-    for (; k < width; k++) a += x[xStart + k] * weights[start + k];
-    out[outStart + j] = a + b + c + d;
+    // Beyond the last row the indices are beyond the array, where nothing is written.
+    product[j] = first;
+    product[count + j] = second;
+    product[2 * count + j] = third;
+    product[3 * count + j] = fourth;
+  }
+}
+
+/** One row: four sums at a time, which do not wait for each other. */
+function dotProductsOfOne(one, b, product) {
+  const width = b.cols;
+  const numbers = b.data;
+  const last = width - (width % 4);
+  for (let j = 0; j < b.rows; j++) {
+    const start = j * width;
+    let first = 0;
+    let second = 0;
+    let third = 0;
+    let fourth = 0;
+    for (let k = 0; k < last; k += 4) {
+      first += one[k] * numbers[start + k];
+      second += one[k + 1] * numbers[start + k + 1];
+      third += one[k + 2] * numbers[start + k + 2];
+      fourth += one[k + 3] * numbers[start + k + 3];
+    }
+    for (let k = last; k < width; k++) first += one[k] * numbers[start + k];
+    product[j] = first + second + third + fourth;
   }
 }
 

@@ -14,6 +14,7 @@ import {
   logSoftmax,
   map,
   row,
+  rows,
   softmax,
   times,
   timesTransposed,
@@ -42,7 +43,7 @@ export class Model {
 
   /** Encode a source: its ids, `</s>` included. Without `positions` the encoder can't tell in which order words stand. */
   encode(ids, { positions = true } = {}) {
-    const embedding = this.embed(ids, "encoder", positions);
+    const embedding = this.embed(ids, "encoder", positions ? 0 : null);
     const layers = [];
     let x = embedding.sum;
     for (const weights of this.encoderLayers) {
@@ -98,13 +99,16 @@ export class Model {
 
   // 3.4 Embeddings and softmax
 
-  /** Rows of the embedding matrix times sqrt(d_model), plus positions: each [length, d_model]. */
-  embed(ids, stack, withPositions = true) {
+  /**
+   * Rows of the embedding matrix times sqrt(d_model), plus positions: each [length, d_model]. Positions are counted from
+   * `first` on, by `stride`; with null in place of a first position there are none.
+   */
+  embed(ids, stack, first = 0, stride = 1) {
     const matrix = this.embeddings[stack];
     const embedded = zeros(ids.length, this.config.d_model);
     const scale = this.config.scale_embedding ? Math.sqrt(this.config.d_model) : 1;
     ids.forEach((id, i) => embedded.data.set(row(matrix, id).map((x) => x * scale), i * embedded.cols));
-    const positions = withPositions ? this.positions(ids.length) : zeros(ids.length, this.config.d_model);
+    const positions = first === null ? zeros(ids.length, embedded.cols) : this.positions(ids.length, first, stride);
     return { embedded, positions, sum: add(embedded, positions) };
   }
 
@@ -121,11 +125,12 @@ export class Model {
   // 3.5 Positional encoding
 
   /**
-   * PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(...) for positions first .. first + length - 1.
+   * PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(...) for `length` positions: first, first + stride,
+   * and so on.
    *
    * The convention "fairseq" counts from pad_token_id + 1 and divides by d_model - 2.
    */
-  positions(length, first = 0) {
+  positions(length, first = 0, stride = 1) {
     const { d_model, position_convention, pad_token_id } = this.config;
     const fairseq = position_convention === "fairseq";
     const width = fairseq ? d_model - 2 : d_model;
@@ -133,7 +138,7 @@ export class Model {
     for (let even = 0; even < d_model; even += 2) {
       const frequency = Math.fround(Math.exp(Math.fround((even * -Math.log(10000)) / width)));
       for (let i = 0; i < length; i++) {
-        const position = first + i + (fairseq ? pad_token_id + 1 : 0);
+        const position = first + i * stride + (fairseq ? pad_token_id + 1 : 0);
         const angle = Math.fround(position * frequency);
         encoding.data[i * d_model + even] = Math.sin(angle);
         encoding.data[i * d_model + even + 1] = Math.cos(angle);
@@ -147,35 +152,45 @@ export class Model {
   /** The state before the first token. The source's keys and values are computed once, and shared by all states. */
   startDecoding(source) {
     const layers = this.decoderLayers.map(({ encoder_attn }) => ({
-      sourceKeys: linear(source.output, encoder_attn.k_proj),
-      sourceValues: linear(source.output, encoder_attn.v_proj),
-      keys: zeros(0, this.config.d_model),
-      values: zeros(0, this.config.d_model),
+      sourceKeys: rows(linear(source.output, encoder_attn.k_proj)),
+      sourceValues: rows(linear(source.output, encoder_attn.v_proj)),
+      keys: [],
+      values: [],
     }));
     return { position: 0, layers };
   }
 
   /**
-   * Read one more target token. Returns the log-probabilities of the next, a Float32Array, and the state after it; the
-   * state before remains as it was, so that several hypotheses can go on from it.
+   * Continue hypotheses of one length by a token each. Returns the log-probabilities of the next token, [hypotheses,
+   * vocabulary], and the states after it; a state stays as it is, so that several hypotheses can go on from it.
    */
-  step(state, token) {
-    const x = this.embed([token], "decoder");
-    let y = add(x.embedded, this.positions(1, state.position));
+  step(states, tokens) {
     const heads = this.config.decoder_attention_heads;
-    const layers = state.layers.map((cache, i) => {
-      const weights = this.decoderLayers[i];
-      const keys = appendRow(cache.keys, linear(y, weights.self_attn.k_proj));
-      const values = appendRow(cache.values, linear(y, weights.self_attn.v_proj));
-      const attended = attendFromOne(y, keys, values, weights.self_attn, heads);
-      y = residual(y, attended, weights.self_attn_layer_norm).normalized;
-      const read = attendFromOne(y, cache.sourceKeys, cache.sourceValues, weights.encoder_attn, heads);
-      y = residual(y, read, weights.encoder_attn_layer_norm).normalized;
-      y = residual(y, this.feedForward(y, weights).output, weights.final_layer_norm).normalized;
-      return { ...cache, keys, values };
+    const { position } = states[0];
+    let x = this.embed(tokens, "decoder", position, 0).sum;
+    const newStates = states.map(() => ({ position: position + 1, layers: [] }));
+    this.decoderLayers.forEach((weights, i) => {
+      const newKeys = rows(linear(x, weights.self_attn.k_proj));
+      const newValues = rows(linear(x, weights.self_attn.v_proj));
+      states.forEach(({ layers }, n) => {
+        const keys = [...layers[i].keys, newKeys[n]];
+        const values = [...layers[i].values, newValues[n]];
+        newStates[n].layers.push({ ...layers[i], keys, values });
+      });
+      const caches = newStates.map(({ layers }) => layers[i]);
+      const attended = attendEach(x, caches.map((c) => c.keys), caches.map((c) => c.values), weights.self_attn, heads);
+      x = residual(x, attended, weights.self_attn_layer_norm).normalized;
+      const read = attendEach(
+        x,
+        caches.map((cache) => cache.sourceKeys),
+        caches.map((cache) => cache.sourceValues),
+        weights.encoder_attn,
+        heads,
+      );
+      x = residual(x, read, weights.encoder_attn_layer_norm).normalized;
+      x = residual(x, this.feedForward(x, weights).output, weights.final_layer_norm).normalized;
     });
-    const logProbs = logSoftmax(this.outputLogits(y)).data;
-    return { logProbs, state: { position: state.position + 1, layers } };
+    return { logProbs: logSoftmax(this.outputLogits(x)), states: newStates };
   }
 }
 
@@ -234,34 +249,34 @@ function maskLaterPositions(scores) {
   for (let i = 0; i < scores.rows; i++) scores.data.fill(-Infinity, i * scores.cols + i + 1, (i + 1) * scores.cols);
 }
 
-/** Multi-head attention from one position, [1, d_model], to keys and values that are known, each [m, d_model]. */
-function attendFromOne(x, keys, values, weights, headCount) {
+/**
+ * Multi-head attention from each row of `x`, [n, d_model], to keys and values of its own: `keys[i]` and `values[i]` are
+ * lists of vectors of length d_model, one for each position that row i sees.
+ */
+function attendEach(x, keys, values, weights, headCount) {
   const query = linear(x, weights.q_proj);
-  const width = query.cols / headCount;
-  const scores = zeros(headCount, keys.rows);
-  for (let h = 0; h < headCount; h++) {
-    for (let j = 0; j < keys.rows; j++) {
-      let dot = 0;
-      for (let k = h * width; k < (h + 1) * width; k++) dot += query.data[k] * keys.data[j * keys.cols + k];
-      scores.data[h * keys.rows + j] = dot / Math.sqrt(width);
-    }
+  const width = query.cols / headCount; // d_k
+  const concatenated = zeros(query.rows, query.cols);
+  for (let i = 0; i < query.rows; i++) {
+    const q = row(query, i);
+    const scores = zeros(headCount, keys[i].length);
+    keys[i].forEach((key, j) => {
+      for (let h = 0; h < headCount; h++) {
+        let dot = 0;
+        for (let k = h * width; k < (h + 1) * width; k++) dot += q[k] * key[k];
+        scores.data[h * scores.cols + j] = dot / Math.sqrt(width);
+      }
+    });
+    const attention = softmax(scores);
+    const sums = new Float64Array(query.cols);
+    values[i].forEach((value, j) => {
+      for (let k = 0; k < sums.length; k++) {
+        sums[k] += attention.data[Math.floor(k / width) * attention.cols + j] * value[k];
+      }
+    });
+    concatenated.data.set(sums, i * query.cols);
   }
-  const attention = softmax(scores);
-  const sums = new Float64Array(query.cols);
-  for (let h = 0; h < headCount; h++) {
-    for (let j = 0; j < keys.rows; j++) {
-      const weight = attention.data[h * keys.rows + j];
-      for (let k = h * width; k < (h + 1) * width; k++) sums[k] += weight * values.data[j * values.cols + k];
-    }
-  }
-  return linear({ data: Float32Array.from(sums), rows: 1, cols: query.cols }, weights.out_proj);
-}
-
-function appendRow(matrix, last) {
-  const longer = zeros(matrix.rows + 1, matrix.cols);
-  longer.data.set(matrix.data);
-  longer.data.set(last.data, matrix.data.length);
-  return longer;
+  return linear(concatenated, weights.out_proj);
 }
 
 /** Arrange the tensors of a stack by layer and part: layers[0].self_attn.q_proj.weight. */

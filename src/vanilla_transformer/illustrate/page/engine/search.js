@@ -3,6 +3,8 @@
 // It is that of generation_vanilla_transformer.py. Sums of log-probabilities are rounded to 32 bits at the same places,
 // so that equal scores are equal here too.
 
+import { row } from "#page/engine/matrix.js";
+
 /** ((5 + |Y|) / 6)^alpha (Wu et al. 2016, equation 14), for |Y| generated tokens, `</s>` included. */
 export function lengthPenaltyOf(length, alpha) {
   return ((5 + length) / 6) ** alpha;
@@ -26,14 +28,14 @@ export function search(model, sourceIds, options = {}) {
   const candidateCount = numBeams * (ends.size ? 1 + model.generation.eos_token_id.length : 2);
 
   const start = { id: 0, parent: null, token: model.generation.decoder_start_token_id, logProb: 0, length: 0 };
+  start.state = model.startDecoding(model.encode(sourceIds));
   const nodes = [start];
-  const states = [model.startDecoding(model.encode(sourceIds))]; // by node: before its token is read
   let alive = [start];
   let finished = [];
   const steps = [];
 
   for (let length = 1; length <= limit; length++) {
-    const candidates = bestContinuations(model, alive, states, candidateCount);
+    const candidates = bestContinuations(model, alive, candidateCount);
     const ended = (candidate) => ends.has(candidate.token) || length === limit;
     // An end counts only among the best `numBeams` candidates; the others are there to fill the places of these.
     const newlyFinished = candidates.slice(0, numBeams).filter(ended);
@@ -43,9 +45,7 @@ export function search(model, sourceIds, options = {}) {
       node.id = nodes.length;
       node.length = length;
       nodes.push(node);
-      states.push(node.state);
     }
-    for (const node of candidates) delete node.state;
     const dropped = candidates.filter((candidate) => candidate.id === undefined);
     alive = goingOn;
     finished = [...finished, ...newlyFinished].sort((a, b) => b.score - a.score).slice(0, numBeams);
@@ -55,9 +55,11 @@ export function search(model, sourceIds, options = {}) {
     const bestPossible = alive.length ? Math.fround(alive[0].logProb / favourable) : -Infinity;
     const toBeat = finished[numReturnSequences - 1]?.score ?? -Infinity;
     const canImprove = bestPossible > toBeat;
+    for (const node of [...newlyFinished, ...dropped]) delete node.state;
     steps.push({ alive, finished: newlyFinished, dropped, canImprove, bestPossible, toBeat });
     if (!canImprove) break;
   }
+  for (const node of alive) delete node.state;
   const hypotheses = finished.slice(0, numReturnSequences).map((node) => ({
     node: node.id,
     ids: idsOf(node, nodes),
@@ -74,16 +76,20 @@ function lengthLimit(generation, sourceLength, maxNewTokens) {
 }
 
 /** Find the `count` most likely continuations of the alive hypotheses by one token, best first. */
-function bestContinuations(model, alive, states, count) {
+function bestContinuations(model, alive, count) {
+  const { logProbs, states } = model.step(
+    alive.map(({ state }) => state),
+    alive.map(({ token }) => token),
+  );
   const candidates = [];
-  for (const node of alive) {
-    const { logProbs, state } = model.step(states[node.id], node.token);
-    states[node.id] = undefined; // not needed again
-    for (const token of greatest(logProbs, count)) {
-      const logProb = Math.fround(node.logProb + logProbs[token]);
-      if (logProb > -Infinity) candidates.push({ parent: node.id, token, logProb, state });
+  alive.forEach((node, i) => {
+    const ofNode = row(logProbs, i);
+    for (const token of greatest(ofNode, count)) {
+      const logProb = Math.fround(node.logProb + ofNode[token]);
+      if (logProb > -Infinity) candidates.push({ parent: node.id, token, logProb, state: states[i] });
     }
-  }
+    delete node.state; // the state before its token is read
+  });
   return candidates.sort((a, b) => b.logProb - a.logProb).slice(0, count);
 }
 

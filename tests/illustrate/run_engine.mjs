@@ -1,0 +1,77 @@
+// Runs jobs with the page's engine: {page: URL of its folder, jobs} as JSON on standard input, a result for each on
+// standard output. Numbers that JSON does not have, such as -Infinity, are null.
+
+import { readFileSync } from "node:fs";
+
+const { page, jobs } = JSON.parse(readFileSync(0, "utf8"));
+const load = (name) => import(new URL(`engine/${name}.js`, page));
+const { ACTIVATIONS } = await load("activations");
+const { loadModel } = await load("weights");
+const { search } = await load("search");
+const { Tokenizer } = await load("tokenizer");
+
+const RUN = {
+  activations: ({ values }) =>
+    Object.fromEntries(Object.entries(ACTIVATIONS).map(([name, f]) => [name, values.map((x) => f(x))])),
+
+  tokenize({ tokenizer, texts, id_lists }) {
+    const made = new Tokenizer(tokenizer);
+    return {
+      ids: texts.map((text) => made.encode(text)),
+      source_ids: texts.map((text) => made.encodeSource(text)),
+      texts: id_lists.map((ids) => made.decode(ids)),
+      pieces: id_lists.map((ids) => made.pieces(ids)),
+    };
+  },
+
+  forward({ payload, weights, pairs }) {
+    const model = loadModel(payload, weights);
+    return pairs.map(({ source, target }) => {
+      const encoded = model.encode(source);
+      let states = [model.startDecoding(encoded)];
+      const step_log_probs = target.map((token) => {
+        const step = model.step(states, [token]);
+        states = step.states;
+        return Array.from(step.logProbs.data);
+      });
+      const decoded = model.decode(encoded, target);
+      const logits_of_last = Array.from(model.logits(decoded.output.data.slice(-payload.config.d_model)));
+      return { encoder: plain(encoded), decoder: plain(decoded), step_log_probs, logits_of_last };
+    });
+  },
+
+  search({ payload, weights, sources, settings }) {
+    const model = loadModel(payload, weights);
+    return settings.map((options) =>
+      sources.map((source) => {
+        const found = search(model, source, options);
+        return { ...found, nearest: nearestDecision(found) };
+      }),
+    );
+  },
+};
+
+/** Write matrices as lists of rows. */
+function plain(value) {
+  if (value?.data instanceof Float32Array) {
+    return Array.from({ length: value.rows }, (_, i) => Array.from(value.data.slice(i * value.cols, (i + 1) * value.cols)));
+  }
+  if (Array.isArray(value)) return value.map(plain);
+  if (value && typeof value === "object") {
+    return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, plain(part)]));
+  }
+  return value;
+}
+
+/** The smallest difference of two numbers whose order decided something in a search. */
+function nearestDecision({ steps, nodes }) {
+  const gaps = (values) => values.toSorted((a, b) => b - a).map((value, i, all) => (i ? all[i - 1] - value : Infinity));
+  const candidates = steps.flatMap(({ alive, finished, dropped }) =>
+    gaps([...alive, ...finished, ...dropped].map(({ logProb }) => logProb)),
+  );
+  const scores = gaps(nodes.map(({ score }) => score).filter((score) => score !== undefined));
+  const ends = steps.map(({ bestPossible, toBeat }) => Math.abs(bestPossible - toBeat));
+  return [...candidates, ...scores, ...ends].reduce((a, b) => Math.min(a, b), Infinity);
+}
+
+process.stdout.write(JSON.stringify(jobs.map((job) => RUN[job.run](job))));

@@ -8,6 +8,9 @@
 # make dist            sdist and wheel in dist/
 # make test-lowest     the suite with the lowest versions that pyproject.toml admits
 # make test-clients    the model under other programs (captum, PEFT, torchao, ..., transformers' own tests), against MarianMT
+# make test-browser    the illustrated page in a real Chromium: apt-get install chromium fonts-noto-cjk, or CHROMIUM=path;
+#                      without a browser the tests say so and are skipped. Tries the demo's model, if there is one
+# make screenshots     the two pictures of the README, from the demo's page, with the same browser
 # make clean           remove what these targets made
 #
 # PYTHON chooses the interpreter (3.11 or later), VENV the folder of the environment.
@@ -27,6 +30,7 @@ BIN := $(VENV)/bin
 INSTALL := $(BIN)/python -m pip --disable-pip-version-check install -c constraints.txt
 INSTALLED := $(VENV)/.installed
 INSTALLED_TEST := $(VENV)/.installed-test
+INSTALLED_BROWSER := $(VENV)/.installed-browser
 INSTALLED_LOWEST := $(VENV_LOWEST)/.installed
 INSTALLED_CLIENTS := $(VENV_CLIENTS)/.installed
 PIP_CLIENTS := $(VENV_CLIENTS)/bin/python -m pip --disable-pip-version-check
@@ -37,7 +41,7 @@ define CHECK_PYTHON
 		"name one, as in: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 endef
 
-.PHONY: demo test lint lint-workflows format coverage docs dist test-lowest test-clients clean
+.PHONY: demo test lint lint-workflows format coverage docs dist test-lowest test-clients test-browser screenshots clean
 
 # Each demo starts over.
 demo: $(INSTALLED)
@@ -95,6 +99,14 @@ test-clients: $(INSTALLED_CLIENTS) $(TRANSFORMERS_SOURCE)
 	CLIENTS_TRANSFORMERS_SOURCE=$(abspath $(TRANSFORMERS_SOURCE)) \
 		$(VENV_CLIENTS)/bin/python -m pytest $(PYTEST_FLAGS) tests/clients
 
+# Not part of `make test` either: a browser is no Python package. Tests of a page share it, so all run in one process.
+test-browser: $(INSTALLED_BROWSER)
+	BROWSER_MODEL=$(patsubst %/model.safetensors,%,$(wildcard $(DEMO)/model.safetensors)) \
+		$(BIN)/python -m pytest -p no:xdist -rs tests/browser
+
+screenshots: $(INSTALLED_BROWSER)
+	$(BIN)/python tests/browser/take_screenshots.py $(DEMO)/illustrated.html docs
+
 clean:
 	rm -rf .venv .venv-lowest .venv-workflows .venv-clients $(DEMO) dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage*
 	find src scripts tests -name __pycache__ -prune -exec rm -rf {} +
@@ -109,6 +121,10 @@ $(INSTALLED): pyproject.toml constraints.txt
 
 $(INSTALLED_TEST): $(INSTALLED)
 	$(INSTALL) -e '.[dev]'
+	touch $@
+
+$(INSTALLED_BROWSER): $(INSTALLED_TEST)
+	$(INSTALL) -e '.[browser]'
 	touch $@
 
 $(INSTALLED_LOWEST): pyproject.toml

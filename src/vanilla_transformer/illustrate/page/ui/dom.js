@@ -1,0 +1,73 @@
+// Elements without innerHTML: whatever comes from the model or the reader ends up in a text node.
+
+const SVG = "http://www.w3.org/2000/svg";
+const MATH = "http://www.w3.org/1998/Math/MathML";
+
+function fill(element, attributes, children) {
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value === undefined || value === null || value === false) continue;
+    if (name.startsWith("on")) element.addEventListener(name.slice(2), value);
+    else element.setAttribute(name, value === true ? "" : String(value));
+  }
+  element.append(
+    ...children.flat(Infinity).filter((child) => child !== null && child !== undefined && child !== false),
+  );
+  return element;
+}
+
+// An HTML element: h("button", {class: "step", onclick: next}, "Next"). Attributes that are null, undefined or false are left out.
+export function h(tag, attributes = {}, ...children) {
+  return fill(document.createElement(tag), attributes, children);
+}
+
+// An SVG element.
+export function svg(tag, attributes = {}, ...children) {
+  return fill(document.createElementNS(SVG, tag), attributes, children);
+}
+
+// A MathML element.
+export function math(tag, attributes = {}, ...children) {
+  return fill(document.createElementNS(MATH, tag), attributes, children);
+}
+
+// Redraw a container and give the focus back to the element with the same data-key.
+export function redraw(container, ...children) {
+  const active = document.activeElement;
+  const key = container.contains(active) ? active.closest("[data-key]")?.dataset.key : undefined;
+  const scrolled = [...container.querySelectorAll("[data-scroll]")].map((box) => [box.dataset.scroll, box.scrollLeft]);
+  container.replaceChildren(...children.flat(Infinity).filter(Boolean));
+  for (const [name, left] of scrolled) {
+    const box = container.querySelector(`[data-scroll="${name}"]`);
+    if (box) box.scrollLeft = left;
+  }
+  if (key !== undefined) container.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
+}
+
+let lastId = 0;
+
+// An id for aria-labelledby and for labels.
+export function newId(prefix) {
+  lastId += 1;
+  return `${prefix}-${lastId}`;
+}
+
+// Text with **bold**, *italic*, `code`, *d*_k (an index), *W*^O (an exponent) and {name}, where `values` has the strings
+// or nodes for the names.
+export function rich(text, values = {}) {
+  const fragment = document.createDocumentFragment();
+  for (const part of text.split(/(\*\*.+?\*\*|\*.+?\*|`.+?`|\{\w+\}|(?<=\*)[_^][a-zA-Z]+)/)) {
+    if (part.startsWith("**")) fragment.append(h("b", {}, rich(part.slice(2, -2), values)));
+    else if (part.length > 1 && part.startsWith("*")) fragment.append(h("i", {}, rich(part.slice(1, -1), values)));
+    else if (/^_\w+$/.test(part)) fragment.append(h("sub", {}, part.slice(1)));
+    else if (/^\^\w+$/.test(part)) fragment.append(h("sup", {}, part.slice(1)));
+    else if (part.length > 1 && part.startsWith("`")) fragment.append(h("code", {}, part.slice(1, -1)));
+    else if (/^\{\w+\}$/.test(part) && part.slice(1, -1) in values) fragment.append(values[part.slice(1, -1)]);
+    else fragment.append(part);
+  }
+  return fragment;
+}
+
+// The same as a plain string, for labels that only screen readers see.
+export function plain(text, values = {}) {
+  return text.replace(/\{(\w+)\}/g, (match, name) => (name in values ? String(values[name]) : match));
+}

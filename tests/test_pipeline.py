@@ -30,6 +30,7 @@ PIPELINE_FILES = {
     "step_decoder_vanilla_transformer.py",
     "integrity_vanilla_transformer.py",
     "eval_mode_vanilla_transformer.py",
+    "language_tags_vanilla_transformer.py",
 }
 MODEL_FILES = {f"{name}_vanilla_transformer.py" for name in ("configuration", "modeling", "kernels", "base")}
 CUSTOM_PIPELINES = {

@@ -80,6 +80,8 @@ def folder(tmp_path_factory) -> Path:
         pairs = number_pairs("en", "de", split, 200 if split == "train" else 4)
         (data / f"{name}.en").write_text("".join(f"{sentence}\n" for sentence in pairs["source"]))
         (data / f"{name}.de").write_text("".join(f"{sentence}\n" for sentence in pairs["target"]))
+        french = number_pairs("en", "fr", split, len(pairs))["target"]
+        (data / f"{name}.fr").write_text("".join(f"{sentence}\n" for sentence in french))
     write_fairseq_checkpoint(folder)
     segmented = folder / "data" / "multi30k-bpe"
     segmented.mkdir()

@@ -18,6 +18,7 @@ from transformers.utils.logging import get_logger
 from .base_vanilla_transformer import LIMIT_BY_SOURCE, TOKENS_BEYOND_SOURCE
 from .eval_mode_vanilla_transformer import eval_mode
 from .generation_vanilla_transformer import gnmt_beam_search, search_settings
+from .language_tags_vanilla_transformer import check_target_language, tag_sources
 
 REGISTERED_TASK = "vanilla-translation"
 SAVED_TASK = "translation"
@@ -49,6 +50,8 @@ class VanillaTransformerTranslationPipeline(Pipeline):
             return_tensors: Whether to return ids, "translation_token_ids", int64 of shape [length] without padding.
             return_text: Whether to return "translation_text"; by default unless `return_tensors` is set.
             batch_size: How many sources to translate together; 1 unless the pipeline was made with another.
+            tgt_lang: The language to translate into, by a model of several: its tag is put before each text that
+                begins with none.
             **kwargs: What `generate()` takes.
 
         Returns:
@@ -58,6 +61,7 @@ class VanillaTransformerTranslationPipeline(Pipeline):
 
         Raises:
             TypeError: A text that is no string.
+            ValueError: The model has no tag for the target language, or not the tag that a text begins with.
         """
         if not isinstance(inputs, list):
             return super().__call__(inputs, **kwargs)
@@ -76,14 +80,23 @@ class VanillaTransformerTranslationPipeline(Pipeline):
             vars(self.model.config).pop("custom_pipelines", None)
 
     def _sanitize_parameters(
-        self, return_tensors: bool | None = None, return_text: bool | None = None, **generate_kwargs: Any
+        self,
+        return_tensors: bool | None = None,
+        return_text: bool | None = None,
+        tgt_lang: str | None = None,
+        **generate_kwargs: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         """Arguments for `preprocess`, `_forward` and `postprocess`, only what was given."""
+        check_target_language(self.tokenizer, tgt_lang)
         returned = {"return_tensors": return_tensors, "return_text": return_text}
-        return {}, generate_kwargs, {name: value for name, value in returned.items() if value is not None}
+        return (
+            {} if tgt_lang is None else {"tgt_lang": tgt_lang},
+            generate_kwargs,
+            {name: value for name, value in returned.items() if value is not None},
+        )
 
     def preprocess(  # type: ignore[override] # this pipeline's input is a text
-        self, text: str
+        self, text: str, tgt_lang: str | None = None
     ) -> dict[str, torch.Tensor]:
         """One text as a batch of one: `input_ids` and `attention_mask`, [1, length], and `has_text`, [1]."""
         if not isinstance(text, str):
@@ -91,7 +104,8 @@ class VanillaTransformerTranslationPipeline(Pipeline):
                 f"a text to translate must be a string, not a {type(text).__name__}; several go in a list, a generator "
                 "or a data set"
             )
-        inputs = self.tokenizer(self._normalize(text), return_tensors="pt", verbose=False)
+        (source,) = tag_sources(self.tokenizer, [self._normalize(text)], tgt_lang)
+        inputs = self.tokenizer(source, return_tensors="pt", verbose=False)
         return {
             "input_ids": inputs["input_ids"],
             "attention_mask": inputs["attention_mask"],

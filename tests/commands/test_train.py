@@ -81,7 +81,7 @@ def test_a_run_says_what_it_was(whole, data):
     record = read_record(whole)
     assert record["command"].startswith(f"vanilla-transformer train --output_dir {whole} --max_steps 9 --train_file ")
     assert (record["model"]["preset"], record["model"]["vocab_size"]) == ("tiny", 300)
-    assert (record["data"]["train_file"], record["data"]["train_pairs"]) == (data[1], 60)
+    assert (record["data"]["train_file"], record["data"]["train_pairs"]) == ([data[1]], 60)
     assert record["recipe"]["learning_rate"] == (16 * 10) ** -0.5
     assert record["result"]["steps"] == 9 and record["result"]["minutes"] > 0
     assert record["result"]["validation"]["step"] == 9
@@ -362,7 +362,7 @@ def test_bpe_dropout_is_recorded_kept_for_resuming_and_not_in_the_tokenizer(run_
     ("arguments", "message"),
     [
         (["--preset", "base"], "preset is base, but checkpoint-"),
-        (["--max_source_length", "20"], "the training data, its tokenizer or its length limits differ"),
+        (["--max_source_length", "20"], "the training data, its weights, tokenizer or length limits differ"),
         (["--per_device_train_tokens", "400"], "per_device_train_tokens is 400, but checkpoint-"),
         (["--streaming", "--max_steps", "99"], "was trained without streaming; continue it in the same way"),
     ],

@@ -133,6 +133,21 @@ def test_the_trainers_padding_is_not_decoded(tokenizer):
     assert metrics == {name: expected[name] for name in ("bleu", "chrf", "exact_match")}
 
 
+def test_each_language_has_its_scores_and_tokenizer_and_the_mean_is_the_models(tokenizer):
+    predictions = padded([[0, *tokenizer(text)["input_ids"]] for text in HYPOTHESES])
+    labels = padded([tokenizer(text)["input_ids"] for text in REFERENCES])
+    compute = make_compute_metrics(
+        tokenizer, bleu_tokenize={"de": "13a", "zh": "char"}, target_langs=["zh", "de", "zh"]
+    )
+    metrics = compute(EvalPrediction(predictions=predictions, label_ids=labels))
+    german = corpus_scores(HYPOTHESES[1:2], REFERENCES[1:2])
+    chinese = corpus_scores(HYPOTHESES[::2], REFERENCES[::2], bleu_tokenize="char")
+    for name in ("bleu", "chrf", "exact_match"):
+        assert (metrics[f"{name}_de"], metrics[f"{name}_zh"]) == (german[name], chinese[name])
+        assert metrics[name] == pytest.approx((german[name] + chinese[name]) / 2)
+    assert len(metrics) == 9
+
+
 def test_in_the_stock_trainer(tokenizer, tmp_path):
     config = VanillaTransformerConfig(
         vocab_size=len(tokenizer),

@@ -18,7 +18,7 @@ def begin(tokenizer_name):
         tokenizer_name=str(tokenizer_name),
         vocab_size=280,
         checkpoint=None,
-        pairs=None,
+        sentences=(),
     )
 
 

@@ -19,10 +19,11 @@ from transformers import (
 from transformers.trainer_utils import HPSearchBackend
 
 from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
-from vanilla_transformer.data.batching import TranslationCollator
+from vanilla_transformer.data.batching import TokenBatchSampler, TranslationCollator
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.generation_vanilla_transformer import paper_generation_config
 from vanilla_transformer.inference.metrics import make_compute_metrics
+from vanilla_transformer.training import trainer as trainer_module
 from vanilla_transformer.training.trainer import VanillaTransformerTrainer
 
 
@@ -295,3 +296,22 @@ def test_an_optimizer_or_schedule_that_can_not_be_is_refused_before_the_first_st
     with pytest.raises(UserError, match=message):
         trainer.train()
     assert trainer.state.global_step == 0
+
+
+def test_batches_are_planned_once(tmp_path, tokenizer, dataset, monkeypatch):
+    """For the number of steps, for a resumed run and for the batches themselves."""
+    planned = []
+
+    class Planned(TokenBatchSampler):
+        def __init__(self, *args, **kwargs) -> None:
+            planned.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(trainer_module, "TokenBatchSampler", Planned)
+    arguments = make_arguments(tmp_path, max_steps=-1, num_train_epochs=2, warmup_steps=0.1)
+    trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset)
+    steps = trainer.total_steps()
+    trainer.train()
+    assert trainer.state.global_step == steps and len(planned) == 1
+    trainer.args.per_device_train_tokens = 100
+    assert trainer.total_steps() > steps and len(planned) == 2

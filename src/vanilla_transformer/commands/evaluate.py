@@ -35,6 +35,7 @@ from ..hub.weights import weights_digest
 from ..inference.metrics import choose_bleu_tokenizer, corpus_scores, make_bleu
 from ..inference.text_io import replace_line_breaks
 from ..inference.translate import translate
+from ..language_tags_vanilla_transformer import tagged_languages
 from .arguments import (
     CommandParser,
     DecodingArguments,
@@ -45,6 +46,7 @@ from .arguments import (
 )
 
 EMBEDDED_SAMPLES = 500
+EMBEDDED_TARGET_LANG = "fr"
 DEFAULT_SPLIT = "test"
 NEED_MODEL = ("test_file", "dataset_name", "dataset_config_name", "split", "output_file")
 
@@ -137,7 +139,7 @@ def check(arguments: EvaluateArguments, decoding: DecodingArguments, given: set[
 def load_test_set(arguments: EvaluateArguments) -> TestSet:
     """Load the test set, or unseen numbers of the embedded corpus."""
     name = arguments.test_file or arguments.dataset_name
-    source_lang, target_lang = arguments.source_lang or "en", arguments.target_lang or "fr"
+    source_lang, target_lang = arguments.source_lang or "en", arguments.target_lang or EMBEDDED_TARGET_LANG
     if name is None:
         size = arguments.max_predict_samples or EMBEDDED_SAMPLES
         try:
@@ -158,7 +160,9 @@ def evaluate_model(
     with new_output(arguments.output_file) if arguments.output_file else nullcontext() as output:
         model, tokenizer = decoding.load(model_name_or_path)
         decoding.report_without_effect(model)
-        translations = translate(model, tokenizer, test_set.pairs["source"], progress=True, **decoding.settings())
+        target_lang = (arguments.target_lang or EMBEDDED_TARGET_LANG) if tagged_languages(tokenizer) else None
+        settings = {"target_lang": target_lang, **decoding.settings()}
+        translations = translate(model, tokenizer, test_set.pairs["source"], progress=True, **settings)
         start = time.perf_counter()
         hypotheses = []
         for (translation,) in translations:
@@ -177,6 +181,7 @@ def evaluate_model(
         "dataset_name": arguments.dataset_name,
         "dataset_config_name": arguments.dataset_config_name if arguments.dataset_name else None,
         "split": (arguments.split or DEFAULT_SPLIT) if arguments.dataset_name else None,
+        "target_lang": target_lang,
         "num_beams": search_settings(decoding.num_beams or defaults.num_beams, None)["num_beams"],
         "decoding": {**defaults.to_diff_dict(), **decoding.settings()},
         "device": str(model.device),

@@ -9,22 +9,26 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, IterableDataset
+from datasets import Dataset, IterableDataset, concatenate_datasets
 from transformers import PreTrainedModel, TrainerState, set_seed
 from transformers.integrations import get_reporting_integration_callbacks
 from transformers.trainer import TRAINER_STATE_NAME
 
 from ..data.batching import TranslationCollator
 from ..data.bpe_dropout import BpeDropout, BpeDropoutPairs
+from ..data.corpora import Mixture
 from ..data.encoding import encode_pairs
 from ..data.limits import take_pairs
+from ..data.reading import iterate_sentences
 from ..data.streaming import TokenStream
 from ..data.tokenization import PreTrainedTokenizerFast
 from ..errors import UserError, first_line
 from ..inference.metrics import choose_bleu_tokenizer, make_bleu, make_compute_metrics
+from ..language_tags_vanilla_transformer import tag_sources, tagged_languages
 from ..plots.run import plot_run
 from ..training.callbacks import SampleTranslations, SaveOnInterrupt
 from ..training.checkpoints import checkpoint_to_resume, lock_run, remove_if_unused
@@ -170,65 +174,118 @@ def resume_options(given: dict[str, Any], checkpoint: str) -> Options:
     return Options(*make_options(values), values)
 
 
-def load_data(options: Options) -> tuple[Dataset | IterableDataset, Dataset]:
-    """Load the sentence pairs for training and validation."""
+def load_data(options: Options) -> tuple[list[Dataset] | list[IterableDataset], list[Dataset]]:
+    """Load the sentence pairs of each corpus for training and validation."""
     with options.training.main_process_first():  # the others find the data in the cache
-        return options.data.load_both()
+        return options.data.load_all()
 
 
 def encode(
     options: Options,
     split: str,
-    pairs: Dataset,
+    corpora: Sequence[Dataset],
     tokenizer: PreTrainedTokenizerFast,
     dropout: BpeDropout | None = None,
-) -> Dataset:
-    """Filter and tokenize a split, and say what was dropped."""
-    data = options.data
-    with options.training.main_process_first():
-        dataset, report = encode_pairs(
-            pairs, tokenizer, **data.limits, num_proc=data.preprocessing_num_workers, dropout=dropout
-        )
-    options.say(f"{split}: {report}")
-    return dataset
+) -> list[Dataset]:
+    """Filter and tokenize the corpora of a split, and say what was dropped."""
+    data, encoded = options.data, []
+    names = data.corpora(split)
+    for corpus, pairs in zip(names, corpora, strict=True):
+        with options.training.main_process_first():
+            dataset, report = encode_pairs(
+                pairs,
+                tokenizer,
+                **data.limits,
+                num_proc=data.preprocessing_num_workers,
+                dropout=dropout,
+                target_lang=corpus.target_lang if tagged_languages(tokenizer) else None,
+            )
+        options.say(f"{split}{f', {corpus}' if len(names) > 1 else ''}: {report}")
+        encoded.append(dataset)
+    return encoded
 
 
 def encode_training(
-    options: Options, pairs: Dataset | IterableDataset, tokenizer: PreTrainedTokenizerFast
-) -> Dataset | BpeDropoutPairs | TokenStream:
-    """Make the training data from its pairs."""
+    options: Options, corpora: Sequence[Dataset | IterableDataset], tokenizer: PreTrainedTokenizerFast
+) -> tuple[Dataset | BpeDropoutPairs | TokenStream, Mixture | None]:
+    """Make the training data from the pairs of each corpus, and their shares of an epoch."""
     data = options.data
     dropout = BpeDropout(tokenizer, data.bpe_dropout) if data.bpe_dropout else None
-    if isinstance(pairs, IterableDataset):
-        return make_stream(options, pairs, tokenizer, dropout)
-    encoded = encode(options, "train", pairs, tokenizer, dropout)
+    if data.streaming:
+        return make_stream(options, corpora, tokenizer, dropout), None
+    encoded = encode(options, "train", corpora, tokenizer, dropout)
+    mixture = None
+    if data.train_weights is not None:
+        mixture = Mixture([len(corpus) for corpus in encoded], data.train_weights)
+        options.say(f"an epoch: {mixture}")
+    pairs = concatenate_datasets(encoded) if len(encoded) > 1 else encoded[0]
     if dropout is None:
-        return encoded
-    return BpeDropoutPairs(
-        encoded,
+        return pairs, mixture
+    segmented = BpeDropoutPairs(
+        pairs,
         dropout,
         max_source_length=data.max_source_length,
         max_target_length=data.max_target_length,
         seed=options.shuffle_seed,
     )
+    return segmented, mixture
 
 
 def make_stream(
-    options: Options, pairs: IterableDataset, tokenizer: PreTrainedTokenizerFast, dropout: BpeDropout | None
+    options: Options,
+    corpora: Sequence[IterableDataset],
+    tokenizer: PreTrainedTokenizerFast,
+    dropout: BpeDropout | None,
 ) -> TokenStream:
-    """Make this process's share of the training batches from a stream."""
-    training = options.training
+    """Make this process's share of the training batches from the streams of the corpora."""
+    training, data = options.training, options.data
+    target_langs = [corpus.target_lang for corpus in data.corpora("train")] if tagged_languages(tokenizer) else None
     return TokenStream(
-        pairs,
+        corpora,
         tokenizer,
-        **options.data.limits,
+        **data.limits,
         max_tokens=training.per_device_train_tokens,
-        buffer_size=options.data.shuffle_buffer_size,
+        buffer_size=data.shuffle_buffer_size,
         seed=options.shuffle_seed,
         process_index=training.process_index,
         num_processes=training.world_size,
         dropout=dropout,
+        weights=data.train_weights,
+        target_langs=target_langs,
     )
+
+
+def choose_bleu_tokenizers(options: Options) -> dict[str, str]:
+    """Choose BLEU's tokenizer for each target language, and say which; none where validation does not translate.
+
+    Raises:
+        UserError: One of them can't be loaded.
+    """
+    data = options.data
+    if not options.translates:
+        return {}
+    tokenizers = {lang: data.bleu_tokenize or choose_bleu_tokenizer(lang) for lang in data.target_langs}
+    for name in tokenizers.values():
+        make_bleu(name)
+    data.bleu_tokenize = ", ".join(dict.fromkeys(tokenizers.values()))  # for the record
+    if len(tokenizers) == 1:
+        options.say(f"validation: BLEU with the tokenizer {data.bleu_tokenize}")
+    else:
+        parts = ", ".join(f"eval_bleu_{lang} with the tokenizer {name}" for lang, name in tokenizers.items())
+        options.say(f"validation: {parts}; eval_bleu is their mean")
+    return tokenizers
+
+
+def choose_samples(
+    options: Options, corpora: Sequence[Dataset], tokenizer: PreTrainedTokenizerFast
+) -> list[tuple[str, str]]:
+    """Choose the first three pairs for validation, of several corpora one each or more, with their tags."""
+    samples: list[tuple[str, str]] = []
+    for corpus, pairs in zip(options.data.corpora("validation"), corpora, strict=True):
+        first = take_pairs(pairs, max(1, 3 // len(corpora)))
+        tag = corpus.target_lang if tagged_languages(tokenizer) else None
+        samples += zip(tag_sources(tokenizer, first["source"], tag), first["target"], strict=True)
+    return samples
 
 
 def make_trainer(
@@ -262,16 +319,23 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
     """
     training, data, output_dir = options.training, options.data, str(options.training.output_dir)
     set_seed(training.seed)
-    bleu_tokenize = None
-    if options.translates:
-        bleu_tokenize = data.bleu_tokenize or choose_bleu_tokenizer(data.target_lang)
-        data.bleu_tokenize = bleu_tokenize  # for the record
-        make_bleu(bleu_tokenize)
-        options.say(f"validation: BLEU with the tokenizer {bleu_tokenize}")
-    train_pairs, validation_pairs = load_data(options)
-    model, tokenizer = load_or_create(**asdict(options.model), checkpoint=checkpoint, pairs=train_pairs)
-    train_data = encode_training(options, train_pairs, tokenizer)
-    validation_data = encode(options, "validation", validation_pairs, tokenizer)
+    bleu_tokenizers = choose_bleu_tokenizers(options)
+    train_corpora, validation_corpora = load_data(options)
+    model, tokenizer = load_or_create(
+        **asdict(options.model),
+        checkpoint=checkpoint,
+        sentences=chain.from_iterable(map(iterate_sentences, train_corpora)),
+        target_langs=data.target_langs,
+    )
+    if tags := tagged_languages(tokenizer):
+        options.say(f"target languages: {', '.join(tags)}; each source begins with its tag, such as >>{tags[0]}<<")
+    train_data, mixture = encode_training(options, train_corpora, tokenizer)
+    validation = encode(options, "validation", validation_corpora, tokenizer)
+    validation_langs = [
+        corpus.target_lang
+        for corpus, pairs in zip(data.corpora("validation"), validation, strict=True)
+        for _ in range(len(pairs))
+    ]
     options.say(f"model: {model.num_parameters():,} parameters, {len(tokenizer):,} types")
 
     recorder = RunRecorder(
@@ -281,15 +345,18 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
         data=asdict(data) | {"train_pairs": None if isinstance(train_data, TokenStream) else len(train_data)},
     )
     interrupt = SaveOnInterrupt()
-    samples = [(pair["source"], pair["target"]) for pair in take_pairs(validation_pairs, 3)]
+    samples = choose_samples(options, validation_corpora, tokenizer)
     trainer = make_trainer(
         model,
         training,
+        mixture=mixture,
         train_dataset=train_data,
-        eval_dataset=validation_data,
+        eval_dataset=concatenate_datasets(validation) if len(validation) > 1 else validation[0],
         processing_class=tokenizer,
         data_collator=TranslationCollator(tokenizer, model.config.decoder_start_token_id),
-        compute_metrics=make_compute_metrics(tokenizer, bleu_tokenize=bleu_tokenize) if bleu_tokenize else None,
+        compute_metrics=make_compute_metrics(tokenizer, bleu_tokenize=bleu_tokenizers, target_langs=validation_langs)
+        if bleu_tokenizers
+        else None,
         callbacks=[interrupt, recorder, SampleTranslations(tokenizer, samples)],
     )
     trainer.run_settings = options.kept()

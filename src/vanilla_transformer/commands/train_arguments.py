@@ -7,16 +7,19 @@ from typing import Any, Literal
 from datasets import Dataset, IterableDataset
 from sacrebleu.metrics import BLEU
 
+from ..data.corpora import Corpus, check_weights, list_corpora
 from ..data.limits import take_pairs
 from ..data.numbers import number_pairs
 from ..data.reading import load_pairs
 from ..errors import UserError
+from ..language_tags_vanilla_transformer import language_tag
 from ..training.options import COUNT, Range, check_metric, find_ineffective
 from ..training.recipe import PaperTrainingArguments
 from .arguments import names
 
 NUMBERS = {"train": 40_000, "validation": 500}  # pairs of the embedded corpus
 
+LISTS = ("train_file", "validation_file", "dataset_name", "dataset_config_name", "source_lang", "target_lang")
 DATA_RANGES = {
     "max_source_length": Range(2, whole=True),  # a token and </s>
     "max_target_length": Range(2, whole=True),
@@ -84,17 +87,32 @@ class ModelArguments:
 class DataArguments:
     """The sentence pairs to train and validate on."""
 
-    train_file: str | None = field(
+    train_file: list[str] | None = field(
         default=None,
         metadata={
-            "help": "Prefix of two files (data/train: data/train.en and .de), or a .tsv, .csv, .jsonl, .parquet file."
+            "help": "Prefix of two files (data/train: data/train.en and .de), or a .tsv, .csv, .jsonl, .parquet file; "
+            "several for several corpora."
         },
     )
-    validation_file: str | None = field(default=None, metadata={"help": "The same for validation."})
-    dataset_name: str | None = field(default=None, metadata={"help": "Hub id of a data set, instead of files."})
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    source_lang: str = field(default="en", metadata={"help": "Language to translate from."})
-    target_lang: str = field(default="fr", metadata={"help": "Language to translate into."})
+    validation_file: list[str] | None = field(
+        default=None, metadata={"help": "The same for validation; one is validated in each pair of languages."}
+    )
+    dataset_name: list[str] | None = field(default=None, metadata={"help": "Hub id of a data set, instead of files."})
+    dataset_config_name: list[str] | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    source_lang: list[str] = field(
+        default_factory=lambda: ["en"],
+        metadata={"help": "Language to translate from; one for all corpora, or one for each."},
+    )
+    target_lang: list[str] = field(
+        default_factory=lambda: ["fr"],
+        metadata={
+            "help": "Language to translate into; one for all corpora, or one for each. Several get tags, as >>fr<<."
+        },
+    )
+    train_weights: list[float] | None = field(
+        default=None,
+        metadata={"help": "Share of each corpus in an epoch, relative to the others; by default what it has."},
+    )
     bleu_tokenize: str | None = field(
         default=None,
         metadata={
@@ -120,8 +138,12 @@ class DataArguments:
     shuffle_buffer_size: int = field(
         default=100_000, metadata={"help": "Pairs in the shuffle buffer with --streaming."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first pairs only."})
-    max_eval_samples: int | None = field(default=None, metadata={"help": "Validate on the first pairs only."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on the first pairs of each corpus only."}
+    )
+    max_eval_samples: int | None = field(
+        default=None, metadata={"help": "Validate on the first pairs of each corpus only."}
+    )
 
     def __post_init__(self) -> None:
         """Check the value ranges, and options that contradict each other.
@@ -130,12 +152,54 @@ class DataArguments:
             UserError: With the option, its value and what is allowed.
         """
         check_ranges(self, DATA_RANGES)
+        for name in LISTS:  # a run of an earlier version kept a single name
+            if isinstance(value := getattr(self, name), str):
+                setattr(self, name, [value])
         if self.dataset_name is not None and (self.train_file or self.validation_file):
             raise UserError("--dataset_name excludes --train_file and --validation_file; give one or the other")
-        if self.source_lang == self.target_lang:
-            raise UserError(f"source_lang and target_lang are both {self.source_lang}; they must differ")
         if bool(self.train_file) != bool(self.validation_file):
             raise UserError("--train_file and --validation_file go together; give both, or neither")
+
+    def check_corpora(self) -> None:
+        """Check that the corpora's options go together; a resumed run has some of them from the run before.
+
+        Raises:
+            UserError: With the option.
+        """
+        corpora = self.corpora("train")
+        self.corpora("validation")
+        if twice := next((corpus for corpus in corpora if corpora.count(corpus) > 1), None):
+            raise UserError(f"the corpus {twice} is given twice; give it once, and its share with train_weights")
+        if self.train_weights is not None:
+            check_weights(self.train_weights, len(corpora))
+        elif self.streaming and len(corpora) > 1:
+            raise UserError("several corpora in a stream, whose sizes are not known, need train_weights, such as 1 1")
+        if len(self.target_langs) > 1:
+            try:
+                list(map(language_tag, self.target_langs))
+            except ValueError as error:
+                raise UserError(f"target_lang is {' '.join(self.target_lang)}: {error}") from error
+
+    def corpora(self, split: str) -> list[Corpus]:
+        """List the corpora of a split; a corpus is validated on once.
+
+        Raises:
+            UserError: The options contradict each other.
+        """
+        name = "dataset_name" if self.dataset_name is not None else f"{split}_file"
+        corpora = list_corpora(
+            getattr(self, name) or [],
+            self.dataset_config_name or [],
+            self.source_lang,
+            self.target_lang,
+            file_option=name,
+        )
+        return list(dict.fromkeys(corpora)) if split == "validation" else corpora
+
+    @property
+    def target_langs(self) -> list[str]:
+        """The target languages, each once."""
+        return list(dict.fromkeys(self.target_lang))
 
     @property
     def limits(self) -> dict[str, Any]:
@@ -143,36 +207,30 @@ class DataArguments:
         names = ("max_source_length", "max_target_length", "max_length_ratio")
         return {name: getattr(self, name) for name in names}
 
-    def load(self, split: str, file: str | None, limit: int | None) -> Dataset | IterableDataset:
-        """Load a split from its file or from the Hub, or generate numbers if neither is given."""
+    def load(self, split: str, corpus: Corpus, limit: int | None) -> Dataset | IterableDataset:
+        """Load a split of a corpus from its file or from the Hub, or generate numbers if neither is given."""
         streaming = self.streaming and split == "train"
-        if self.dataset_name is not None:
-            pairs = load_pairs(
-                self.dataset_name,
-                self.source_lang,
-                self.target_lang,
-                split=split,
-                config_name=self.dataset_config_name,
-                streaming=streaming,
-            )
-        elif file is not None:
-            pairs = load_pairs(file, self.source_lang, self.target_lang, streaming=streaming)
-        else:
+        languages = corpus.source_lang, corpus.target_lang
+        if corpus.file is None:
             size = NUMBERS[split] if limit is None else limit
-            pairs = number_pairs(self.source_lang, self.target_lang, split, size)
+            pairs = number_pairs(*languages, split, size)
             return pairs.to_iterable_dataset() if streaming else pairs
-        return take_pairs(pairs, limit)
+        on_the_hub: dict[str, Any] = (
+            {} if self.dataset_name is None else {"split": split, "config_name": corpus.config_name}
+        )
+        return take_pairs(load_pairs(corpus.file, *languages, **on_the_hub, streaming=streaming), limit)
 
-    def load_both(self) -> tuple[Dataset | IterableDataset, Dataset]:
-        """Load the training and validation pairs.
+    def load_all(self) -> tuple[list[Dataset] | list[IterableDataset], list[Dataset]]:
+        """Load the training and validation pairs of each corpus.
 
         Raises:
             UserError: The data can't be read.
         """
-        return (
-            self.load("train", self.train_file, self.max_train_samples),
-            self.load("validation", self.validation_file, self.max_eval_samples),
+        train, validation = (
+            [self.load(split, corpus, limit) for corpus in self.corpora(split)]
+            for split, limit in (("train", self.max_train_samples), ("validation", self.max_eval_samples))
         )
+        return train, validation
 
 
 # How --help sorts the options.
@@ -326,7 +384,8 @@ def check_options(
     """
     if training.push_to_hub:
         raise UserError("push_to_hub is True; it must be False: train first, then use vanilla-transformer push")
-    check_metric(training)
+    data.check_corpora()
+    check_metric(training, data.target_langs)
     if data.streaming and training.max_steps < 0:
         raise UserError("num_train_epochs needs data of a known length, which a stream has not; give max_steps")
     reasons: dict[str, str] = {}

@@ -49,6 +49,9 @@ class TranslateArguments:
     output_file: str | None = field(
         default=None, metadata={"help": "Where to write, a new file; by default standard output."}
     )
+    target_lang: str | None = field(
+        default=None, metadata={"help": "Language to translate into, by a model of several: fr puts >>fr<< before."}
+    )
     target_prefix: str | None = field(
         default=None, metadata={"help": "Text that every translation must begin with, in any search."}
     )
@@ -135,6 +138,7 @@ def describe_source(
         "dtype": str(model.dtype),
         "json": arguments.json,
         "num_return_sequences": arguments.num_return_sequences,
+        "target_lang": arguments.target_lang,
         **decoding.settings(),
     }
 
@@ -171,7 +175,11 @@ def run(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
     decoding.report_without_effect(model)
     if not arguments.sentences and not arguments.input_file and sys.stdin.isatty():
         print("Type one sentence per line; Ctrl-D ends.", file=sys.stderr)
-    settings = {"num_return_sequences": arguments.num_return_sequences, **decoding.settings()}
+    settings = {
+        "num_return_sequences": arguments.num_return_sequences,
+        "target_lang": arguments.target_lang,
+        **decoding.settings(),
+    }
     # Checks the settings before there is a file.
     translate_windows(model, tokenizer, [], target_prefix=arguments.target_prefix, **settings)
     with (
@@ -207,6 +215,7 @@ def make_parser() -> CommandParser:
             "model_name_or_path",
             "input_file",
             "output_file",
+            "target_lang",
             "num_beams",
             "length_penalty",
             "num_return_sequences",

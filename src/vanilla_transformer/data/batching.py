@@ -12,6 +12,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
 
 from ..errors import UserError
 from ..modeling_vanilla_transformer import shift_right
+from .corpora import EpochRows, Mixture
 from .limits import check_count
 
 # Pairs are ordered by target length in steps of this many tokens, and by source length within a step. Measured on
@@ -22,9 +23,9 @@ TARGET_LENGTH_STEP = 3
 class TokenBatchSampler(Sampler[list[int]]):
     """Batches of at most `max_tokens` source and `max_tokens` target tokens, padding counted.
 
-    Every pair is in exactly one batch of an epoch. In each epoch, pairs of equal lengths are shuffled among each other,
-    and so are the batches. Both depend on `seed` and epoch alone, so an interrupted epoch can be repeated, and the
-    number of batches is the same in all epochs.
+    Every pair is in exactly one batch of an epoch, or as often as the mixture says. In each epoch, pairs of equal
+    lengths are shuffled among each other, and so are the batches. Both depend on `seed` and epoch alone, so an
+    interrupted epoch can be repeated, and the number of batches is the same in all epochs.
 
     Args:
         source_lengths: Tokens of each source, `</s>` counted, int64 of shape [pairs].
@@ -33,6 +34,12 @@ class TokenBatchSampler(Sampler[list[int]]):
         seed: Seed of the shuffling.
         num_processes: Processes that take the batches in turn. The largest batches are halved until the number of
             batches is a multiple of it, so that each process has equally many.
+        mixture: The share of each corpus in an epoch, or the rows that it gives; None for each pair once.
+
+    Attributes:
+        rows: Which rows each epoch has; None for all.
+        tokens: Number of source and target tokens of the first epoch.
+        places: The same with padding.
 
     Raises:
         UserError: A sentence that is longer than the budget, or fewer pairs than processes.
@@ -46,6 +53,7 @@ class TokenBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         num_processes: int = 1,
         num_batches: int = 1,
+        mixture: Mixture | EpochRows | None = None,
     ) -> None:
         check_count("max_tokens", max_tokens)
         check_count("num_processes", num_processes)
@@ -57,49 +65,47 @@ class TokenBatchSampler(Sampler[list[int]]):
                 f"a sentence has {longest} tokens, but a batch may hold {max_tokens}; raise the token budget or lower "
                 "the length limit"
             )
-        self.source_lengths = source_lengths
-        self.target_lengths = target_lengths
         self.max_tokens = max_tokens
         self.seed = seed
         self.epoch = 0
-        self.ends = self._batch_ends(self._order(np.random.default_rng(seed)))
+        if isinstance(mixture, Mixture):
+            mixture = EpochRows(mixture, _order_by_length(source_lengths, target_lengths), seed)
+        self.rows = mixture
+        of_rows = lengths = source_lengths, target_lengths
+        if self.rows is not None:
+            lengths = self.rows.longest(source_lengths), self.rows.longest(target_lengths)
+        self.source_lengths, self.target_lengths = lengths  # of each pair of an epoch, or the most that it may have
+        order = _order_by_length(*lengths)  # that of an epoch but for pairs of equal lengths
+        self.ends = self._batch_ends(np.maximum(*lengths)[order])
         while len(self.ends) < num_batches or len(self.ends) % num_processes:
             sizes = np.diff(self.ends, prepend=0)
             largest = sizes.argmax()
             self.ends = np.insert(self.ends, largest, self.ends[largest] - sizes[largest] // 2)
+        self.tokens = self.places = 0
+        starts, sizes = np.append(0, self.ends[:-1]), np.diff(self.ends, prepend=0)
+        for side in of_rows:
+            epoch = side if self.rows is None else side[self.rows.rows(0)]
+            self.tokens += int(epoch.sum())
+            self.places += int((sizes * np.maximum.reduceat(epoch[order], starts)).sum())
 
     def _order(self, random: np.random.Generator) -> np.ndarray:
-        """Return the indices of the pairs sorted by length, equal lengths shuffled, int64 of shape [pairs]."""
-        step = self.target_lengths // TARGET_LENGTH_STEP
-        # Source lengths rise in one step and fall in the next, so that a batch across two steps has similar lengths:
-        # targets of 3 to 5 tokens, sources of 9, 5, 2; then targets of 6 to 8 tokens, sources of 3, 6, 9.
-        source = np.where(step % 2 == 0, self.source_lengths, -self.source_lengths)
-        return np.lexsort((random.permutation(len(step)), self.target_lengths, source, step))
+        """Return the pairs of an epoch sorted by length, equal lengths shuffled, int64 of shape [pairs]."""
+        ranks = random.permutation(len(self.source_lengths))
+        return _order_by_length(self.source_lengths, self.target_lengths, ranks)
 
-    def _batch_ends(self, order: np.ndarray) -> np.ndarray:
-        """Return where each batch ends in `order`, int64 of shape [batches]; the same for the orders of all epochs."""
-        pair_lengths = np.maximum(self.source_lengths, self.target_lengths)[order]
+    def _batch_ends(self, pair_lengths: np.ndarray) -> np.ndarray:
+        """Return where each batch ends in the order of an epoch, int64 of shape [batches]; the same for all epochs.
+
+        Args:
+            pair_lengths: The longer side of each pair, in that order, int64 of shape [pairs].
+        """
         ends = [0]
-        while ends[-1] < len(order):
+        while ends[-1] < len(pair_lengths):
             # No batch has more pairs than fit at the length of its first.
             candidates = pair_lengths[ends[-1] :][: self.max_tokens // max(1, pair_lengths[ends[-1]])]
             places = np.maximum.accumulate(candidates) * np.arange(1, len(candidates) + 1)
             ends.append(ends[-1] + int(np.searchsorted(places, self.max_tokens, side="right")))
         return np.array(ends[1:])
-
-    @property
-    def tokens(self) -> int:
-        """Number of source and target tokens of all pairs."""
-        return int(self.source_lengths.sum() + self.target_lengths.sum())
-
-    @property
-    def places(self) -> int:
-        """Number of source and target tokens of all batches with padding."""
-        total = 0
-        for lengths in (self.source_lengths, self.target_lengths):
-            batches = np.split(lengths[self._order(np.random.default_rng(self.seed))], self.ends[:-1])
-            total += sum(len(batch) * int(batch.max()) for batch in batches)
-        return total
 
     @property
     def padding(self) -> float:
@@ -117,9 +123,29 @@ class TokenBatchSampler(Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         """Yield the batches of the epoch as indices of pairs."""
         random = np.random.default_rng((self.seed, self.epoch))
-        batches = np.split(self._order(random), self.ends[:-1])
+        order = self._order(random)
+        if self.rows is not None:
+            order = self.rows.rows(self.epoch)[order]
+        batches = np.split(order, self.ends[:-1])
         for index in random.permutation(len(batches)):
             yield batches[index].tolist()
+
+
+def _order_by_length(
+    source_lengths: np.ndarray, target_lengths: np.ndarray, ranks: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the indices of pairs sorted by length, int64 of shape [pairs].
+
+    Args:
+        source_lengths: As in `TokenBatchSampler`.
+        target_lengths: As in `TokenBatchSampler`.
+        ranks: The order of pairs of equal lengths, int64 of shape [pairs]; by default as they come.
+    """
+    step = target_lengths // TARGET_LENGTH_STEP
+    # Source lengths rise in one step and fall in the next, so that a batch across two steps has similar lengths:
+    # targets of 3 to 5 tokens, sources of 9, 5, 2; then targets of 6 to 8 tokens, sources of 3, 6, 9.
+    source = np.where(step % 2 == 0, source_lengths, -source_lengths)
+    return np.lexsort((*(() if ranks is None else (ranks,)), target_lengths, source, step))
 
 
 def token_lengths(dataset: Dataset, column: str) -> np.ndarray:

@@ -10,8 +10,9 @@ from ..errors import UserError
 from .bpe_dropout import SYMBOL_COLUMNS, BpeDropout
 from .caching import cache_errors, cache_key
 from .limits import LengthLimits, check_count
-from .normal_form import normal_form, normalize_sources
+from .normal_form import normal_form
 from .reading import no_pairs_message
+from .sources import check_target_lang, prepare_sources
 from .tokenization import check_added_tokens, check_appends_eos
 
 RATIO_FREE_LENGTH = 10  # tokens; pairs whose longer side is no longer than this may have any ratio of lengths
@@ -64,6 +65,7 @@ def encode_pairs(
     max_length_ratio: float,
     num_proc: int | None = None,
     dropout: BpeDropout | None = None,
+    target_lang: str | None = None,
 ) -> tuple[Dataset, DropReport]:
     """Tokenize sentence pairs, and drop those that can't be trained on. No sentence is ever cut short.
 
@@ -82,6 +84,8 @@ def encode_pairs(
         num_proc: Processes to tokenize in. None for this one only, with the tokenizer's own threads.
         dropout: To add the columns "source_symbols" and "target_symbols" for `BpeDropoutPairs`. Which pairs are dropped
             does not depend on it.
+        target_lang: The language whose tag is put before each source that has none, see `tag_sources`. The tag counts
+            as a token of the source.
 
     Returns:
         The pairs that are left, in their order, as columns "input_ids" and "labels", and what was dropped.
@@ -99,16 +103,22 @@ def encode_pairs(
         raise UserError(no_pairs_message("the data set"))
     check_appends_eos(tokenizer)
     check_added_tokens(tokenizer)
+    check_target_lang(tokenizer, target_lang)
     # What decides the ids, and no more: the tokenizer's pickle, which `datasets` would hash, also holds where it came
     # from. The call above has undone any padding and truncation that were left switched on.
     backend = tokenizer.backend_tokenizer.to_str()
-    settings = (tokenizer.split_special_tokens, normal_form(tokenizer), *(["symbols"] if dropout else []))
+    settings = (
+        tokenizer.split_special_tokens,
+        normal_form(tokenizer),
+        *(["symbols"] if dropout else []),
+        *([target_lang] if target_lang else []),
+    )
     columns = ["input_ids", "labels", *(SYMBOL_COLUMNS.values() if dropout else [])]
     with cache_errors():
         encoded = pairs.map(
             encode_batch,
             batched=True,
-            fn_kwargs={"tokenizer": tokenizer, "limits": limits, "dropout": dropout},
+            fn_kwargs={"tokenizer": tokenizer, "limits": limits, "dropout": dropout, "target_lang": target_lang},
             remove_columns=pairs.column_names,
             features=Features({name: [Value("int32")] for name in columns} | {"dropped": Value("int8")}),
             num_proc=None if num_proc is None else min(num_proc, len(pairs)),
@@ -126,6 +136,7 @@ def encode_batch(
     tokenizer: PreTrainedTokenizerFast,
     limits: LengthLimits,
     dropout: BpeDropout | None = None,
+    target_lang: str | None = None,
 ) -> dict[str, list]:
     """Tokenize some pairs, and decide which to drop.
 
@@ -134,13 +145,14 @@ def encode_batch(
         tokenizer: As in `encode_pairs`.
         limits: As in `encode_pairs`.
         dropout: As in `encode_pairs`.
+        target_lang: As in `encode_pairs`.
 
     Returns:
         Columns "input_ids" and "labels", empty where the pair is dropped, and "dropped", which is `KEPT` or the index
         of the reason among `DropReport`'s fields. With `dropout` also the columns of the symbols.
     """
     columns: dict[str, list] = {"input_ids": [], "labels": [], "dropped": []}
-    sources = normalize_sources(tokenizer, batch["source"])
+    sources = prepare_sources(tokenizer, batch["source"], target_lang)
     for source, target, source_ids, target_ids in zip(
         sources,
         batch["target"],

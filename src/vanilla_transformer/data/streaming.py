@@ -2,7 +2,7 @@
 
 import copy
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any, TypedDict
 
@@ -12,10 +12,14 @@ from torch.utils.data import IterableDataset as TorchIterableDataset
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
+from ..language_tags_vanilla_transformer import tag_sources
 from .batching import TokenBatchSampler
 from .bpe_dropout import SYMBOL_COLUMNS, BpeDropout, as_lists, as_rows, sentence_keys
+from .caching import PAIR_FEATURES
+from .corpora import interleave
 from .encoding import KEPT, DropReport, encode_batch
 from .limits import LengthLimits, check_count
+from .sources import check_target_lang
 from .tokenization import check_added_tokens, check_appends_eos
 
 READ_AT_ONCE = 1_000  # pairs that are tokenized together
@@ -63,7 +67,7 @@ class TokenStream(TorchIterableDataset):
     `position` and `resume` continue a run with the batches it would have seen.
 
     Args:
-        pairs: Columns "source" and "target", as `load_pairs(..., streaming=True)` gives.
+        pairs: Columns "source" and "target", as `load_pairs(..., streaming=True)` gives; or a list of such corpora.
         tokenizer: A tokenizer that appends its end-of-sentence token.
         max_tokens: The budget of a batch: so many source and so many target tokens, padding counted.
         max_source_length: As in `LengthLimits`.
@@ -75,6 +79,9 @@ class TokenStream(TorchIterableDataset):
         num_processes: Processes that take the batches in turn. Each reads all pairs.
         dropout: Segments each pair anew whenever it is read, or None. A pair of which a side would be longer than its
             limit keeps the segmentation without dropout.
+        weights: Weight of each corpus, as in `interleave`; needed for several.
+        target_langs: Target language of each corpus, whose tag is put before each source as in `encode_pairs`. None
+            for a tokenizer without tags.
 
     Raises:
         UserError: A budget that a sentence of the greatest length would exceed, a limit, buffer or number of processes
@@ -83,7 +90,7 @@ class TokenStream(TorchIterableDataset):
 
     def __init__(
         self,
-        pairs: IterableDataset,
+        pairs: IterableDataset | Sequence[IterableDataset],
         tokenizer: PreTrainedTokenizerFast,
         *,
         max_tokens: int,
@@ -95,6 +102,8 @@ class TokenStream(TorchIterableDataset):
         process_index: int = 0,
         num_processes: int = 1,
         dropout: BpeDropout | None = None,
+        weights: Sequence[float] | None = None,
+        target_langs: Sequence[str] | None = None,
     ) -> None:
         limits = LengthLimits(max_source_length, max_target_length, max_length_ratio).check()
         check_count("buffer_size", buffer_size)
@@ -108,7 +117,11 @@ class TokenStream(TorchIterableDataset):
                 f"sentences may have {longest} tokens, but a batch may hold {max_tokens}; raise the token budget or "
                 "lower the length limit"
             )
-        self.pairs = pairs
+        corpora = [pairs] if isinstance(pairs, IterableDataset) else list(pairs)
+        if target_langs is not None:
+            corpora = [_tag_stream(corpus, tokenizer, lang) for corpus, lang in zip(corpora, target_langs, strict=True)]
+        self.pairs = corpora[0] if len(corpora) == 1 else interleave(corpora, weights or (), seed)
+        self.weights = weights
         self.tokenizer = tokenizer
         self.limits = limits
         self.max_tokens = max_tokens
@@ -232,3 +245,17 @@ class TokenStream(TorchIterableDataset):
         for row, source, target in zip(kept, *segmented.values(), strict=True):
             if len(source) <= self.limits.max_source_length and len(target) <= self.limits.max_target_length:
                 encoded["input_ids"][row], encoded["labels"][row] = source, target
+
+
+def _tag_stream(pairs: IterableDataset, tokenizer: PreTrainedTokenizerFast, target_lang: str) -> IterableDataset:
+    """Put the tag of the target language before each source that has none.
+
+    Raises:
+        UserError: The tokenizer has no such tag.
+    """
+    check_target_lang(tokenizer, target_lang)
+
+    def tag(row: dict[str, str]) -> dict[str, str]:
+        return row | {"source": tag_sources(tokenizer, [row["source"]], target_lang)[0]}
+
+    return pairs.map(tag, features=PAIR_FEATURES)

@@ -13,6 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedTokenizerBase, TokenizersBackend
 
 from ..errors import UserError
+from ..language_tags_vanilla_transformer import language_tag, tagged_languages
 from .limits import check_count
 from .normal_form import NORMAL_FORM_KEY, NormalFormCounter
 
@@ -114,7 +115,7 @@ class PreTrainedTokenizerFast(TokenizersBackend):
         return super()._decode(token_ids, skip_special_tokens, clean_up_tokenization_spaces, **kwargs)
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], vocab_size: int, target_langs: Sequence[str] = ()) -> PreTrainedTokenizerFast:
     """Train a joint byte-level BPE tokenizer.
 
     The tokenizer appends `</s>` and nothing else, adds no `token_type_ids`, pads on the right, and encodes the names of
@@ -123,17 +124,18 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
 
     Args:
         texts: Sentences of both languages, each read once and none kept.
-        vocab_size: Number of types, special tokens and the 256 bytes included. A small corpus gives fewer, when no
-            further pair of types occurs twice.
+        vocab_size: Number of types, special tokens, tags and the 256 bytes included. A small corpus gives fewer, when
+            no further pair of types occurs twice.
+        target_langs: Languages that get a tag, as in `add_language_tags`.
 
     Returns:
-        The tokenizer, with the ids `<s>` 0, `<pad>` 1, `</s>` 2 and `<unk>` 3.
+        The tokenizer, with the ids `<s>` 0, `<pad>` 1, `</s>` 2 and `<unk>` 3, and the tags last.
 
     Raises:
-        UserError: `vocab_size` has no room for the special tokens and the bytes or is over a million, or there is no
-            text in `texts`.
+        UserError: `vocab_size` has no room for the special tokens, the tags and the bytes or is over a million, there
+            is no text in `texts`, or a language can't be a tag.
     """
-    check_count("vocab_size", vocab_size, MIN_VOCAB_SIZE, MAX_VOCAB_SIZE)
+    check_count("vocab_size", vocab_size, MIN_VOCAB_SIZE + len(target_langs), MAX_VOCAB_SIZE)
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -155,7 +157,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     backend.train_from_iterator(
         counted(),
         trainers.BpeTrainer(
-            vocab_size=vocab_size,
+            vocab_size=vocab_size - len(target_langs),
             min_frequency=2,
             special_tokens=list(SPECIAL_TOKENS),
             initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
@@ -166,7 +168,28 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
         raise UserError("there is no text to train a tokenizer on: `texts` is empty, or every text in it is blank")
     tokenizer = _with_special_tokens(backend, **{NORMAL_FORM_KEY: normal_forms.form})
     _check_round_trip(tokenizer)
+    add_language_tags(tokenizer, target_langs)
     return tokenizer
+
+
+def add_language_tags(tokenizer: PreTrainedTokenizerBase, target_langs: Sequence[str]) -> None:
+    """Add a tag for each language that has none, such as ">>de<<": one id, which no text around it changes.
+
+    Spaces around a tag belong to it, so that ">>de<< A dog" is the tag and what "A dog" is alone. The tag is an
+    ordinary added token, which every program that loads the saved tokenizer finds inside a text.
+
+    Raises:
+        UserError: A language can't be a tag, or the tokenizer splits it all the same.
+    """
+    present = tagged_languages(tokenizer)
+    try:
+        tags = [language_tag(language) for language in target_langs if language not in present]
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    tokenizer.add_tokens([AddedToken(tag, lstrip=True, rstrip=True, normalized=False) for tag in tags])
+    for tag in tags:
+        if tokenizer(tag, add_special_tokens=False)["input_ids"] != [tokenizer.convert_tokens_to_ids(tag)]:
+            raise UserError(f"the tokenizer splits the tag {tag}; use one from train_tokenizer")
 
 
 def subword_nmt_tokenizer(codes: Iterable[str], texts: Iterable[str]) -> PreTrainedTokenizerFast:

@@ -17,6 +17,7 @@ from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..data.secrets import mask_secrets
 from ..errors import UserError
 from ..inference.translate import translate
+from ..language_tags_vanilla_transformer import language_tag, tagged_languages
 from .deviations import list_deviations
 from .markdown import code_cell, command_block, escape, one_line, public_word
 from .provenance import Data, Report, Run, Start, Training
@@ -63,9 +64,11 @@ def make_card(
     """
     run = Run.from_record(record or {})
     reports = [Report.from_mapping(report) for report in scores]
-    languages = " to ".join(run.data.languages) if run.data else None
+    tags = list(map(language_tag, tagged_languages(tokenizer)))
     translations = None
     if example:
+        if tags and not example.startswith(tuple(tags)):
+            example = f"{tags[0]} {example}"
         (found,) = translate(model, tokenizer, [example], search=None)
         translations = [mask_secrets(translation.text) for translation in found]
     try:
@@ -76,12 +79,13 @@ def make_card(
     return ModelCard.from_template(
         _make_metadata(run, reports, one_line(model_id.rpartition("/")[2]), license),
         template_path=str(TEMPLATE),
-        title=escape(title or (f"Translation from {languages}" if languages else model_id)),
+        title=escape(title or (f"Translation from {run.data.direction}" if run.data else model_id)),
         about=mask_secrets(about or ""),
         tied=model.config.tie_word_embeddings,
         model_id=json.dumps(one_line(model_id), ensure_ascii=False),
-        example=json.dumps(mask_secrets(example or "..."), ensure_ascii=False),
+        example=json.dumps(mask_secrets(example or " ".join([*tags[:1], "..."])), ensure_ascii=False),
         translations=translations,
+        tags=", ".join(map(code_cell, tags)),
         search=describe_search(search.num_beams, search.length_penalty),
         run=[*_model_rows(model, tokenizer), *_run_rows(run)],
         command=command,
@@ -102,7 +106,7 @@ def _make_metadata(run: Run, reports: Sequence[Report], model_name: str, license
         license=license,
         language=codes or None,
         base_model=_hub_id(start.model_name_or_path) if start.from_hub else None,
-        datasets=[name] if (name := _hub_id(data.dataset_name)) else None,
+        datasets=[name for name in map(_hub_id, data.dataset_names) if name] or None,
         tags=[VanillaTransformerConfig.model_type, "attention-is-all-you-need"],
         metrics=[name for name, _ in METRICS.values()] if results else None,
         model_name=model_name if results else None,
@@ -165,9 +169,10 @@ def _model_rows(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     """Describe the model itself."""
     config = model.config
     kind = "byte-level BPE" if is_byte_level(tokenizer) else "BPE"
+    tags = tagged_languages(tokenizer)
     return [
         ("model", f"{model.num_parameters():,} parameters: {describe_size(config)}; dropout {config.dropout:g}"),
-        ("vocabulary", f"one {kind} of {len(tokenizer):,} types for both languages"),
+        ("vocabulary", f"one {kind} of {len(tokenizer):,} types for {'all' if tags else 'both'} languages"),
     ]
 
 
@@ -176,7 +181,9 @@ def _run_rows(run: Run) -> list[_Row]:
     rows: list[_Row] = []
     if data := run.data:
         pairs = f"{data.train_pairs:,} pairs of " if data.train_pairs else ""
-        rows.append(("data", f"{pairs}{_describe_data(data)}, {escape(' to '.join(data.languages))}"))
+        rows.append(("data", f"{pairs}{_describe_data(data)}, {escape(data.direction)}"))
+        if data.train_weights:
+            rows.append(("weights of the corpora", ", ".join(f"{weight:g}" for weight in data.train_weights)))
         if data.bpe_dropout:
             rows.append(("BPE-dropout in training", f"{data.bpe_dropout:g}"))
     if start := run.start:
@@ -223,10 +230,9 @@ def _result_of_run_rows(run: Run, training: Training, streaming: bool) -> list[_
 
 def _describe_data(data: Data) -> str:
     """Name the training data; a data set of the Hub is a link."""
-    if name := _hub_id(data.dataset_name):
-        return f"[{escape(name)}](https://huggingface.co/datasets/{name})"
-    given = data.dataset_name or data.train_file
-    return code_cell(public_word(given)) if given else "numbers written out"
+    links = {name: f"[{escape(name)}](https://huggingface.co/datasets/{name})" for name in data.dataset_names}
+    names = [links[name] if _hub_id(name) and name in links else code_cell(public_word(name)) for name in data.names]
+    return ", ".join(names) or "numbers written out"
 
 
 def _known_limits(run: Run, reports: Sequence[Report]) -> list[str]:

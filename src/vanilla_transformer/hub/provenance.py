@@ -26,20 +26,38 @@ T = TypeVar("T")
 class Data:
     """The section "data" of a record: what a model was trained on."""
 
-    source_lang: str
-    target_lang: str
+    source_lang: str | list[str]  # a single one in records of earlier versions
+    target_lang: str | list[str]
     max_source_length: int
     max_target_length: int
     train_pairs: int | None = None
-    train_file: str | None = None
-    dataset_name: str | None = None
+    train_file: str | list[str] | None = None
+    dataset_name: str | list[str] | None = None
+    train_weights: list[float] | None = None
     streaming: bool = False
     bpe_dropout: float = 0.0
 
     @property
-    def languages(self) -> tuple[str, str]:
-        """Source and target language."""
-        return self.source_lang, self.target_lang
+    def languages(self) -> list[str]:
+        """Source and target languages, each once."""
+        return list(dict.fromkeys([*_as_list(self.source_lang), *_as_list(self.target_lang)]))
+
+    @property
+    def direction(self) -> str:
+        """The languages in words, as in "en to de and fr"."""
+        return " to ".join(
+            " and ".join(dict.fromkeys(_as_list(languages))) for languages in (self.source_lang, self.target_lang)
+        )
+
+    @property
+    def dataset_names(self) -> list[str]:
+        """The data sets of the Hub."""
+        return list(dict.fromkeys(_as_list(self.dataset_name)))
+
+    @property
+    def names(self) -> list[str]:
+        """The data sets of the Hub or else the files."""
+        return self.dataset_names or list(dict.fromkeys(_as_list(self.train_file)))
 
 
 @dataclass(frozen=True)
@@ -184,6 +202,7 @@ class Report:
     dataset_name: str | None = None
     dataset_config_name: str | None = None
     split: str | None = None
+    target_lang: str | None = None  # of a model with several
     num_beams: int | None = None
     decoding: _Decoding | None = None
 
@@ -205,10 +224,10 @@ class Report:
 
     @property
     def scored_part(self) -> str:
-        """The test set, and how much of it was scored where that is not all."""
+        """The test set, the language of a model with several, and how much was scored where that is not all."""
         whole = self.test_set_sentences
         part = f", the first {self.sentences:,} of {whole:,} sentences" if whole and self.sentences < whole else ""
-        return self.test_set + part
+        return self.test_set + (f" into {self.target_lang}" if self.target_lang else "") + part
 
 
 def read_scores(path: str | Path, model: PreTrainedModel) -> dict[str, Any]:
@@ -275,6 +294,11 @@ def _check(value: Any, expected: Any, name: str, origin: str, remedy: str) -> An
             return value
     names = " or ".join(_NAMES.get(kind, "a JSON object or list") for kind in allowed)
     raise UserError(f"{origin} has {name} = {_shown(value)}, but it must be {names}; {remedy}")
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    """Return one value or none as a list."""
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _shown(value: Any) -> str:

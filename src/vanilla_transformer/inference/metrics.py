@@ -1,7 +1,7 @@
 """Scores of translations: sacreBLEU and chrF with their signatures, and exact match."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any, TypedDict
 
@@ -156,28 +156,54 @@ class TranslationMetric(evaluate.Metric):
 
 
 def make_compute_metrics(
-    tokenizer: PreTrainedTokenizerBase, *, bleu_tokenize: str = "13a"
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    bleu_tokenize: str | Mapping[str, str] = "13a",
+    target_langs: Sequence[str] = (),
 ) -> Callable[[EvalPrediction], dict[str, float]]:
     """Make the `compute_metrics` function of a Seq2SeqTrainer with `predict_with_generate`.
 
     Args:
         tokenizer: The model's tokenizer.
-        bleu_tokenize: BLEU's tokenizer, as in `corpus_scores`; it is loaded now, so that a missing package is found
-            before training.
+        bleu_tokenize: BLEU's tokenizer, as in `corpus_scores`, or that of each target language; they are loaded now, so
+            that a missing package is found before training.
+        target_langs: With a tokenizer for each language, the language of each sentence.
 
     Returns:
         A function that takes generated ids and labels, int64 of shape [sentences, length] padded with -100, and
-        returns "bleu", "chrf" and "exact_match".
+        returns "bleu", "chrf" and "exact_match". With several languages these are the means of the languages' own
+        scores, which are there too, as "bleu_de".
 
     Raises:
         UserError: BLEU's tokenizer can't be loaded.
     """
-    make_bleu(bleu_tokenize)
+    tokenizers = {"": bleu_tokenize} if isinstance(bleu_tokenize, str) else dict(bleu_tokenize)
+    for name in tokenizers.values():
+        make_bleu(name)
+
+    def score_rows(hypotheses: list[str], references: list[str], name: str) -> dict[str, float]:
+        scores = corpus_scores(hypotheses, references, bleu_tokenize=name)
+        return {"bleu": scores["bleu"], "chrf": scores["chrf"], "exact_match": scores["exact_match"]}
 
     def compute_metrics(prediction: EvalPrediction) -> dict[str, float]:
         predictions, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
         hypotheses, references = decode_batch(tokenizer, predictions), decode_batch(tokenizer, labels)
-        scores = corpus_scores(hypotheses, references, bleu_tokenize=bleu_tokenize)
-        return {"bleu": scores["bleu"], "chrf": scores["chrf"], "exact_match": scores["exact_match"]}
+        if len(tokenizers) == 1:
+            return score_rows(hypotheses, references, *tokenizers.values())
+        by_language = {}
+        for language, name in tokenizers.items():
+            rows = [row for row, other in enumerate(target_langs) if other == language]
+            by_language[language] = score_rows(
+                [hypotheses[row] for row in rows], [references[row] for row in rows], name
+            )
+        means = {
+            metric: sum(scores[metric] for scores in by_language.values()) / len(by_language)
+            for metric in next(iter(by_language.values()))
+        }
+        return means | {
+            f"{metric}_{language}": value
+            for language, scores in by_language.items()
+            for metric, value in scores.items()
+        }
 
     return compute_metrics

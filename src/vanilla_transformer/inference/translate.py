@@ -14,7 +14,7 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_vanilla_transformer import TOKENS_BEYOND_SOURCE
-from ..data.normal_form import normalize_sources
+from ..data.sources import check_target_lang, prepare_sources
 from ..data.tokenization import check_added_tokens, decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
@@ -95,6 +95,7 @@ def translate_windows(
     batch_tokens: int = BATCH_TOKENS,
     max_source_length: int = MAX_SOURCE_LENGTH,
     too_long: str = "cut",
+    target_lang: str | None = None,
     search: Callable | None = gnmt_beam_search,
     target_prefix: str | Iterable[str] | None = None,
     first_sentence: int = 1,
@@ -116,6 +117,8 @@ def translate_windows(
             as `MIN_COUNTED_LENGTH` tokens. A sentence above the budget is a batch of its own.
         max_source_length: Most tokens of a sentence, `</s>` included.
         too_long: For a longer sentence: "cut" truncates it with a warning that names it, "refuse" raises.
+        target_lang: The language to translate into, by a model of several: its tag is put before each sentence that
+            begins with none. None for sentences that have their tags.
         search: Passed to `generate()` as `custom_generate`; None for the searches of transformers.
         target_prefix: A text that every translation must begin with, or an iterable with one text per sentence, empty
             where there is none. A prefix is cut into tokens as the tokenizer cuts it alone.
@@ -128,10 +131,11 @@ def translate_windows(
         An iterator over lists of `num_return_sequences` translations, one list per sentence, best first.
 
     Raises:
-        UserError: A setting is out of range or contradicts another, or the tokenizer splits a token that was added to
-            it, or the target prefix of all sentences can't be forced; while iterating, a sentence is too long and
-            `too_long` is "refuse", or its target prefix can't be tokenized, has special tokens, is longer than a
-            translation may be, or is missing.
+        UserError: A setting is out of range or contradicts another, the model has no tag for the target language, the
+            tokenizer splits a token that was added to it, or the target prefix of all sentences can't be forced; while
+            iterating, a sentence begins with an unknown tag and there is no `target_lang`, is too long and `too_long`
+            is "refuse", or its target prefix can't be tokenized, has special tokens, is longer than a translation may
+            be, or is missing.
     """
     check_settings(
         num_beams=num_beams,
@@ -143,6 +147,7 @@ def translate_windows(
         too_long=too_long,
     )
     check_added_tokens(tokenizer)
+    check_target_lang(tokenizer, target_lang)
     settings = {"num_return_sequences": num_return_sequences, **generate_kwargs}
     defaults = model.generation_config
     settings |= search_settings(
@@ -159,7 +164,13 @@ def translate_windows(
     except ValueError as error:
         raise UserError(str(error)) from error
     batcher = _SourceBatcher(
-        tokenizer, batch_tokens, max_source_length, too_long, first_sentence, hypotheses=settings["num_beams"]
+        tokenizer,
+        batch_tokens,
+        max_source_length,
+        too_long,
+        first_sentence,
+        hypotheses=settings["num_beams"],
+        target_lang=target_lang,
     )
     prefixes = TargetPrefixes(tokenizer, target_prefix, first_sentence)
     return _translate(model, tokenizer, iter(windows), batcher, prefixes, bar, settings, config)
@@ -232,8 +243,9 @@ class _SourceBatcher:
         too_long: str,
         first_sentence: int,
         hypotheses: int,
+        target_lang: str | None,
     ) -> None:
-        self.tokenizer, self.batch_tokens = tokenizer, batch_tokens
+        self.tokenizer, self.batch_tokens, self.target_lang = tokenizer, batch_tokens, target_lang
         self.min_counted_length = max(MIN_COUNTED_LENGTH, hypotheses)
         self.max_source_length, self.too_long = max_source_length, too_long
         self.first_sentence = first_sentence  # number of the first sentence of the next window
@@ -241,7 +253,7 @@ class _SourceBatcher:
     def make_batches(self, window: list[str]) -> Iterator[list[tuple[int, list[int]]]]:
         """Yield batches of (index in the window, token ids), longest sentences first; blank sentences are left out."""
         indices = [index for index, sentence in enumerate(window) if sentence.strip()]
-        sources = normalize_sources(self.tokenizer, [window[index] for index in indices])
+        sources = prepare_sources(self.tokenizer, [window[index] for index in indices], self.target_lang)
         token_ids = self.tokenizer(sources, verbose=False)["input_ids"] if sources else []
         pairs = list(zip(indices, map(self._limit_length, indices, token_ids), strict=True))
         self.first_sentence += len(window)

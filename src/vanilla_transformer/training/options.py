@@ -1,7 +1,7 @@
 """What happens to each training argument: its range, and whether it is obeyed, refused or without effect."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -269,8 +269,12 @@ def check_combinations(args: TrainingArguments) -> None:
             )
 
 
-def check_metric(args: Any) -> None:
+def check_metric(args: Any, target_langs: Sequence[str] = ()) -> None:
     """Refuse a metric for the best model that the train command's validation does not compute.
+
+    Args:
+        args: The training arguments.
+        target_langs: The target languages; several have metrics of their own, such as "bleu_de".
 
     Raises:
         UserError: With the metric and those that there are.
@@ -279,11 +283,13 @@ def check_metric(args: Any) -> None:
     if metric is None or args.eval_strategy == "no":
         return
     translates = args.predict_with_generate and not args.prediction_loss_only
-    names = (*LOWER_IS_BETTER, *(TRANSLATION_METRICS if translates else ()))
+    languages = target_langs if len(target_langs) > 1 else ()
+    of_translations = [*TRANSLATION_METRICS, *(f"{name}_{lang}" for lang in languages for name in TRANSLATION_METRICS)]
+    names = [*LOWER_IS_BETTER, *(of_translations if translates else ())]
     if metric_name(metric) in names:
         return
     why = ""
-    if metric_name(metric) in TRANSLATION_METRICS:
+    if metric_name(metric) in of_translations:
         option = "predict_with_generate is False" if not args.predict_with_generate else "prediction_loss_only is True"
         why = f" as {option}"
     raise UserError(f"metric_for_best_model is {metric!r}; it must be one of {', '.join(names)}{why}")

@@ -67,6 +67,7 @@ def fingerprint_data(data: Any) -> str | None:
     if isinstance(data, TokenStream):
         pairs = list(islice(iter(copy.copy(data.pairs)), STREAM_SAMPLE))
         settings = [list(data.limits), data.buffer_size, data.tokenizer.backend_tokenizer.to_str()]
+        settings += [] if data.weights is None else [list(data.weights)]
         digest.update(json.dumps([pairs, settings]).encode())
     elif isinstance(data, Dataset):
         columns = [name for name in ("input_ids", "labels") if name in data.column_names]
@@ -108,8 +109,8 @@ def compare_settings(before: dict[str, Any], now: dict[str, Any], checkpoint: st
             )
     if "train_data" in changed:
         raise UserError(
-            f"the training data, its tokenizer or its length limits differ from those of {checkpoint}; resume with the "
-            f"same, or start a new run in another folder with model_name_or_path {checkpoint}"
+            f"the training data, its weights, tokenizer or length limits differ from those of {checkpoint}; resume "
+            f"with the same, or start a new run in another folder with model_name_or_path {checkpoint}"
         )
     for name in sorted(changed):
         if name == "eval_data":

@@ -1,18 +1,18 @@
 """The model that training begins with: new, to be fine-tuned, or of a checkpoint."""
 
 import copy
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from accelerate.utils import broadcast_object_list
-from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
-from ..data.reading import iterate_sentences
-from ..data.tokenization import PreTrainedTokenizerFast, special_token_ids, train_tokenizer
+from ..data.tokenization import PreTrainedTokenizerFast, add_language_tags, special_token_ids, train_tokenizer
 from ..errors import UserError
 from ..generation_vanilla_transformer import paper_generation_config
 from ..inference.loading import load, read_tokenizer
+from ..language_tags_vanilla_transformer import tagged_languages
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 
 # Fields of the config that can change when a model is fine-tuned: no weight depends on them.
@@ -27,7 +27,8 @@ def load_or_create(
     tokenizer_name: str | None,
     vocab_size: int,
     checkpoint: str | None,
-    pairs: Dataset | IterableDataset,
+    sentences: Iterable[str],
+    target_langs: Sequence[str] = (),
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerFast]:
     """Load the model and tokenizer of a checkpoint or of the model to fine-tune; otherwise create new ones.
 
@@ -40,10 +41,12 @@ def load_or_create(
         tokenizer_name: Tokenizer of a new model, or None to train one on the pairs.
         vocab_size: Number of types of a new tokenizer.
         checkpoint: The checkpoint to continue from, or None.
-        pairs: The training pairs.
+        sentences: The sentences of the training pairs, which are read only to train a tokenizer.
+        target_langs: The target languages, each once. If there are several, or the tokenizer has tags already, each
+            has a tag; a model to fine-tune gets a row for each new one.
 
     Raises:
-        UserError: The model or tokenizer can't be loaded, or the config is invalid.
+        UserError: The model or tokenizer can't be loaded, the config is invalid, or a language can't be a tag.
     """
     model: PreTrainedModel
     tokenizer: Any
@@ -51,11 +54,16 @@ def load_or_create(
         return load(checkpoint)  # type: ignore[return-value] # the tokenizer is a fast one
     if model_name_or_path is not None:
         model, tokenizer = load(model_name_or_path)
+        add_missing_tags(tokenizer, target_langs)
+        if len(tokenizer) > model.config.vocab_size:
+            # Rows as a new model's: the mean of all others (transformers' default) is no better start for a tag.
+            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
         return override_dropout(model, config_overrides) if config_overrides else model, tokenizer
     if tokenizer_name is not None:
         tokenizer = read_tokenizer(tokenizer_name)
+        add_missing_tags(tokenizer, target_langs)
     else:
-        tokenizer = train_tokenizer(iterate_sentences(pairs), vocab_size)
+        tokenizer = train_tokenizer(sentences, vocab_size, target_langs if len(target_langs) > 1 else ())
         tokenizer = broadcast_object_list([tokenizer])[0]  # one for all processes
     token_ids = special_token_ids(tokenizer)
     types = max(len(tokenizer), *(index + 1 for index in tokenizer.get_vocab().values()))
@@ -70,6 +78,16 @@ def load_or_create(
     model = VanillaTransformerForConditionalGeneration(config)
     model.generation_config = paper_generation_config(model)
     return model, tokenizer
+
+
+def add_missing_tags(tokenizer: PreTrainedTokenizerFast, target_langs: Sequence[str]) -> None:
+    """Add the tags of target languages, if there are several or the tokenizer has tags already.
+
+    Raises:
+        UserError: A language can't be a tag.
+    """
+    if len(target_langs) > 1 or tagged_languages(tokenizer):
+        add_language_tags(tokenizer, target_langs)
 
 
 def update_config(config: VanillaTransformerConfig, overrides: str) -> None:

@@ -1,5 +1,6 @@
 """Seq2SeqTrainer with batches by token budget and the paper's label smoothing."""
 
+import copy
 import math
 import shutil
 import time
@@ -24,6 +25,7 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data.batching import TokenBatchSampler, token_lengths
 from ..data.bpe_dropout import BpeDropoutBatchSampler, BpeDropoutPairs
+from ..data.corpora import Mixture
 from ..data.streaming import TokenStream
 from ..errors import UserError, first_line
 from ..modeling_vanilla_transformer import IGNORED_LABEL
@@ -72,13 +74,19 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
     args: PaperTrainingArguments
 
     def __init__(
-        self, model: PreTrainedModel | None = None, args: PaperTrainingArguments | None = None, **kwargs: Any
+        self,
+        model: PreTrainedModel | None = None,
+        args: PaperTrainingArguments | None = None,
+        mixture: Mixture | None = None,
+        **kwargs: Any,
     ) -> None:
         """Create the trainer.
 
         Args:
             model: The model to train; or give `model_init`.
             args: The training arguments.
+            mixture: The share of each corpus in an epoch; `train_dataset` has their rows, one corpus after the other.
+                None for each row once.
             **kwargs: Further arguments of `Seq2SeqTrainer`.
 
         Raises:
@@ -86,9 +94,11 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
                 fp16 is set on a CPU.
         """
         args = PaperTrainingArguments() if args is None else args
-        self._dropout_batches: BpeDropoutBatchSampler | None = None
         if args.fp16 and args.device.type == "cpu":
             raise UserError("fp16 is set, but on a CPU accelerate trains in float32 all the same; use bf16, or neither")
+        self.mixture = mixture
+        # What the batches were planned for, and they themselves.
+        self._plan: tuple[Any, dict[str, Any], TokenBatchSampler | BpeDropoutBatchSampler] | None = None
         if model is not None:
             self._use_cache = model.config.use_cache
         super().__init__(model=model, args=args, **kwargs)
@@ -140,16 +150,19 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         if self.train_dataset is None:
             raise UserError("training needs a train_dataset; this trainer was made without one")
         data = cast(Any, self.train_dataset)
-        settings: dict[str, int] = {
+        settings: dict[str, Any] = {
             "max_tokens": self.args.per_device_train_tokens,
             "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
             "num_processes": self.accelerator.num_processes,
+            "mixture": self.mixture,
         }
-        if isinstance(data, BpeDropoutPairs):
-            if self._dropout_batches is None or self._dropout_batches.pairs is not data:
-                self._dropout_batches = BpeDropoutBatchSampler(data, **settings)  # segments all pairs
-            return self._dropout_batches
-        return TokenBatchSampler(token_lengths(data, "input_ids"), token_lengths(data, "labels"), **settings)
+        if self._plan is None or self._plan[0] is not data or self._plan[1] != settings:
+            if isinstance(data, BpeDropoutPairs):
+                self._plan = data, settings, BpeDropoutBatchSampler(data, **settings)  # segments all pairs
+            else:
+                lengths = token_lengths(data, "input_ids"), token_lengths(data, "labels")
+                self._plan = data, settings, TokenBatchSampler(*lengths, **settings)
+        return copy.copy(self._plan[2])  # each has an epoch of its own
 
     def total_steps(self) -> int:
         """Return the number of optimizer steps of the whole run.
@@ -256,6 +269,8 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         if not self._fingerprints:
             data = {"train_data": self.train_dataset, "eval_data": self.eval_dataset}
             self._fingerprints = {name: fingerprint_data(value) for name, value in data.items()}
+            if self.mixture is not None:
+                self._fingerprints["train_data"] = f"{self._fingerprints['train_data']}, {self.mixture}"
         dropout = getattr(self.train_dataset, "dropout", None)
         return describe_settings(self.args, self.accelerator.num_processes, dropout) | self._fingerprints
 

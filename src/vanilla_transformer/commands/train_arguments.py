@@ -189,7 +189,7 @@ class DataArguments:
         name = "dataset_name" if self.dataset_name is not None else f"{split}_file"
         corpora = list_corpora(
             getattr(self, name) or [],
-            self.dataset_config_name or [],
+            (self.dataset_config_name if self.dataset_name is not None else None) or [],
             self.source_lang,
             self.target_lang,
             file_option=name,

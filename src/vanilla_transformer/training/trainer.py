@@ -77,6 +77,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         self,
         model: PreTrainedModel | None = None,
         args: PaperTrainingArguments | None = None,
+        *,
         mixture: Mixture | None = None,
         **kwargs: Any,
     ) -> None:

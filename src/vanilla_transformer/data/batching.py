@@ -141,11 +141,20 @@ def _order_by_length(
         target_lengths: As in `TokenBatchSampler`.
         ranks: The order of pairs of equal lengths, int64 of shape [pairs]; by default as they come.
     """
-    step = target_lengths // TARGET_LENGTH_STEP
+    # 16 bits are sorted by radix, in time that grows as the number of pairs.
+    largest = max(source_lengths.max(initial=0), target_lengths.max(initial=0))
+    dtype = np.int16 if largest <= np.iinfo(np.int16).max else np.int64
+    source, target = source_lengths.astype(dtype), target_lengths.astype(dtype)
+    before = None
+    if ranks is not None:
+        before = np.empty_like(ranks)
+        before[ranks] = np.arange(len(ranks))  # the pairs in their order; sorting keeps it where lengths are equal
+        source, target = source[before], target[before]
+    step = target // TARGET_LENGTH_STEP
     # Source lengths rise in one step and fall in the next, so that a batch across two steps has similar lengths:
     # targets of 3 to 5 tokens, sources of 9, 5, 2; then targets of 6 to 8 tokens, sources of 3, 6, 9.
-    source = np.where(step % 2 == 0, source_lengths, -source_lengths)
-    return np.lexsort((*(() if ranks is None else (ranks,)), target_lengths, source, step))
+    order = np.lexsort((target, np.where(step % 2 == 0, source, -source), step))
+    return order if before is None else before[order]
 
 
 def token_lengths(dataset: Dataset, column: str) -> np.ndarray:

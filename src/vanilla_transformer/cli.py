@@ -21,7 +21,7 @@ from .errors import UserError, suggest
 COMMANDS = {
     "train": "train a model, or fine-tune one",
     "translate": "translate sentences",
-    "evaluate": "score a model or translations: sacreBLEU, chrF, exact match",
+    "evaluate": "score models or translations: sacreBLEU's metrics, COMET, exact match",
     "average": "average checkpoints",
     "push": "push a model to the Hub, or write the folder that would be pushed",
     "export": "write a model for MarianMT, CTranslate2 or ONNX",
@@ -31,7 +31,7 @@ COMMANDS = {
 PROG = "vanilla-transformer"
 SHELLS = ("bash", "zsh", "tcsh")
 # Ends of the names of options that take a file or a folder, for completion.
-FILE_ENDINGS = ("_file", "_dir", "_path", "scores", "folders", "checkpoint", "dict")
+FILE_ENDINGS = ("_file", "_dir", "_path", "scores", "systems", "folders", "checkpoint", "dict")
 
 
 class MainParser(ArgumentParser):

@@ -14,6 +14,7 @@ from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerB
 from ..errors import suggest
 from ..generation_vanilla_transformer import search_settings
 from ..inference.loading import find_device, load
+from ..inference.model_files import SavedModel, read_config
 from ..inference.settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, TOO_LONG, check_settings
 
 # What HfArgumentParser takes for a switch's value, in small letters.
@@ -216,6 +217,14 @@ class LoadingArguments:
         if self.trust_remote_code and not type(model).__module__.startswith("transformers_modules"):
             report_without_effect(["trust_remote_code"], "the model runs by the code of this package")
         return model, tokenizer
+
+    def check_model(self, model_name_or_path: str) -> None:
+        """Refuse a model that is not there, or of another kind, before others are loaded and used.
+
+        Raises:
+            UserError: Its config can't be read, or is not that of a model that can be loaded.
+        """
+        read_config(SavedModel(model_name_or_path, self.model_revision, self.token), self.trust_remote_code)
 
 
 @dataclass

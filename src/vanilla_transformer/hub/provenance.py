@@ -198,7 +198,7 @@ class Report:
     sentences: int
     test_set_sentences: int | None = None
     data: str | None = None
-    references: str | None = None
+    references: str | list[str] | None = None
     dataset_name: str | None = None
     dataset_config_name: str | None = None
     split: str | None = None
@@ -220,7 +220,8 @@ class Report:
         """What was scored: a data set's id and split, or a file's name."""
         if self.dataset_name:
             return " ".join(filter(None, (self.dataset_name, self.dataset_config_name, self.split)))
-        return Path(self.data or self.references or "a test set").name
+        files = [self.references] if isinstance(self.references, str) else self.references or []
+        return Path(self.data or next(iter(files), "a test set")).name
 
     @property
     def scored_part(self) -> str:
@@ -246,6 +247,8 @@ def read_scores(path: str | Path, model: PreTrainedModel) -> dict[str, Any]:
         raise UserError(
             f"{path} can't be read: {error}; give what vanilla-transformer evaluate --json prints"
         ) from error
+    if isinstance(report, dict) and "systems" in report:
+        raise UserError(f"{path} has the scores of several systems; give those of this model alone")
     Report.from_mapping(report, str(path))
     if "weights" in report and report["weights"] != weights_digest(model):
         raise UserError(f"{path} has the scores of other weights than this model's; score this model")

@@ -1,4 +1,4 @@
-"""Scores of translations: sacreBLEU and chrF with their signatures, and exact match."""
+"""Scores of translations: sacreBLEU's metrics with their signatures, and exact match."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +9,8 @@ import evaluate
 import numpy as np
 from datasets import Features, Value
 from datasets import Sequence as ListOf
-from sacrebleu.metrics import BLEU, CHRF
+from sacrebleu.metrics import BLEU, CHRF, TER
+from sacrebleu.metrics.base import Metric
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 from ..data.tokenization import decode_batch
@@ -17,10 +18,17 @@ from ..errors import UserError, first_line
 
 TWO_LETTER_CODES = {"zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}  # ISO 639-3, as in FLORES (zho_Hans)
 TOKENIZER_PACKAGES = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
+FURTHER_METRICS = ("chrf++", "ter")  # of sacreBLEU, computed where they are asked for
+
+References = Sequence[str] | Sequence[Sequence[str]]  # one for each sentence, or a list of them for each
+
+_FurtherScores = TypedDict(
+    "_FurtherScores", {"chrf++": float, "chrf++_signature": str, "ter": float, "ter_signature": str}, total=False
+)
 
 
-class Scores(TypedDict):
-    """Result of `corpus_scores`; serialisable as JSON."""
+class Scores(_FurtherScores):
+    """Result of `corpus_scores`; serialisable as JSON. Those of `FURTHER_METRICS` are there if they were asked for."""
 
     bleu: float
     bleu_signature: str
@@ -69,8 +77,60 @@ def make_bleu(tokenize: str) -> BLEU:
         ) from error
 
 
+def make_metrics(bleu_tokenize: str = "13a", further_metrics: Sequence[str] = ()) -> dict[str, Metric]:
+    """Make sacreBLEU's metrics by the names that they have in `Scores`: BLEU, chrF, and further ones.
+
+    Args:
+        bleu_tokenize: BLEU's tokenizer, as in `make_bleu`.
+        further_metrics: Some of `FURTHER_METRICS`: "chrf++", chrF with words of up to two, and "ter".
+
+    Raises:
+        UserError: There is no such metric, or BLEU's tokenizer can't be loaded.
+    """
+    makers: dict[str, Callable[[], Metric]] = {"chrf++": lambda: CHRF(word_order=2), "ter": TER}
+    if unknown := [name for name in further_metrics if name not in makers]:
+        raise UserError(f"there is no metric {unknown[0]!r}; it must be one of {', '.join(FURTHER_METRICS)}")
+    further = {name: make() for name, make in makers.items() if name in further_metrics}
+    return {"bleu": make_bleu(bleu_tokenize), "chrf": CHRF(), **further}
+
+
+def reference_streams(references: Sequence[Sequence[str]]) -> Any:
+    """Transpose each sentence's references into sacreBLEU's streams: [["a", "b"], ["c"]] -> [["a", "c"], ["b", None]].
+
+    The return type is Any because sacreBLEU's hints do not mention its None.
+    """
+    return list(map(list, zip_longest(*references)))
+
+
+def list_references(references: References, sentences: int) -> list[list[str]]:
+    """List the references of each sentence.
+
+    Args:
+        references: One reference per sentence, or a list of them per sentence.
+        sentences: The number of hypotheses.
+
+    Raises:
+        UserError: There are no sentences, the numbers differ, or a sentence has no reference.
+    """
+    if sentences != len(references):
+        raise UserError(
+            f"there are {sentences:,} hypotheses but {len(references):,} references; give one each per sentence"
+        )
+    if sentences == 0:
+        raise UserError("there is nothing to score; give at least one hypothesis and its reference")
+    per_sentence = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
+    for number, alternatives in enumerate(per_sentence, start=1):
+        if not alternatives:
+            raise UserError(f"sentence {number} has no reference; give at least one")
+    return per_sentence
+
+
 def corpus_scores(
-    hypotheses: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]], *, bleu_tokenize: str = "13a"
+    hypotheses: Sequence[str],
+    references: References,
+    *,
+    bleu_tokenize: str = "13a",
+    further_metrics: Sequence[str] = (),
 ) -> Scores:
     """Score translations of a whole test set.
 
@@ -80,45 +140,41 @@ def corpus_scores(
         bleu_tokenize: BLEU's tokenizer by its name in sacreBLEU, such as "zh" for Chinese, or "none" for text that is
             already tokenized; `choose_bleu_tokenizer` gives the usual one for a language. Scores with different
             tokenizers are not comparable.
+        further_metrics: Some of `FURTHER_METRICS`. TER is slow: it takes seconds for a thousand sentences.
 
     Returns:
         `bleu` and `chrf` (0 to 100) with their signatures; BLEU's n-gram precisions (0 to 100), brevity penalty and
-        lengths in BLEU's own tokens; `exact_match`, the percentage of translations that equal a reference exactly; and
-        the number of sentences.
+        lengths in BLEU's own tokens; `exact_match`, the percentage of translations that equal a reference exactly; the
+        number of sentences; and the further metrics, `chrf++` (0 to 100) and `ter` (edits per 100 words of the
+        reference; lower is better), with their signatures.
 
     Raises:
         UserError: There are no sentences, the numbers of hypotheses and references differ, or a sentence has no
-            reference; or BLEU's tokenizer can't be loaded.
+            reference; there is no such metric; or BLEU's tokenizer can't be loaded.
     """
-    if len(hypotheses) != len(references):
-        raise UserError(
-            f"there are {len(hypotheses):,} hypotheses but {len(references):,} references; give one each per sentence"
-        )
-    if len(hypotheses) == 0:
-        raise UserError("there is nothing to score; give at least one hypothesis and its reference")
-    per_sentence = [[reference] if isinstance(reference, str) else list(reference) for reference in references]
-    for number, alternatives in enumerate(per_sentence, start=1):
-        if not alternatives:
-            raise UserError(f"sentence {number} has no reference; give at least one")
-
-    # sacreBLEU's streams are the transpose of per_sentence: [["a", "b"], ["c"]] -> [["a", "c"], ["b", None]]
-    streams: Any = list(map(list, zip_longest(*per_sentence)))  # Any: sacreBLEU's hints do not mention its None
-    bleu_metric, chrf_metric = make_bleu(bleu_tokenize), CHRF()
-    bleu = bleu_metric.corpus_score(hypotheses, streams)
-    chrf = chrf_metric.corpus_score(hypotheses, streams)
+    per_sentence = list_references(references, len(hypotheses))
+    metrics = make_metrics(bleu_tokenize, further_metrics)
+    streams = reference_streams(per_sentence)
+    found: dict[str, Any] = {name: metric.corpus_score(hypotheses, streams) for name, metric in metrics.items()}
+    signatures = {name: metric.get_signature().format() for name, metric in metrics.items()}
     matches = sum(hypothesis in row for hypothesis, row in zip(hypotheses, per_sentence, strict=True))
-    return {
-        "bleu": bleu.score,
-        "bleu_signature": bleu_metric.get_signature().format(),
-        "bleu_precisions": bleu.precisions,
-        "brevity_penalty": bleu.bp,
-        "hypothesis_length": bleu.sys_len,
-        "reference_length": bleu.ref_len,
-        "chrf": chrf.score,
-        "chrf_signature": chrf_metric.get_signature().format(),
+    scores: Scores = {
+        "bleu": found["bleu"].score,
+        "bleu_signature": signatures["bleu"],
+        "bleu_precisions": found["bleu"].precisions,
+        "brevity_penalty": found["bleu"].bp,
+        "hypothesis_length": found["bleu"].sys_len,
+        "reference_length": found["bleu"].ref_len,
+        "chrf": found["chrf"].score,
+        "chrf_signature": signatures["chrf"],
         "exact_match": 100 * matches / len(hypotheses),
         "sentences": len(hypotheses),
     }
+    if "chrf++" in found:
+        scores |= {"chrf++": found["chrf++"].score, "chrf++_signature": signatures["chrf++"]}
+    if "ter" in found:
+        scores |= {"ter": found["ter"].score, "ter_signature": signatures["ter"]}
+    return scores
 
 
 class TranslationMetric(evaluate.Metric):
@@ -149,9 +205,7 @@ class TranslationMetric(evaluate.Metric):
             )  # raises UserError; the library would raise IndexError
         return super().compute(predictions=predictions, references=references, **kwargs)
 
-    def _compute(
-        self, predictions: Sequence[str], references: Sequence[str] | Sequence[Sequence[str]], **kwargs: Any
-    ) -> Scores:
+    def _compute(self, predictions: Sequence[str], references: References, **kwargs: Any) -> Scores:
         return corpus_scores(predictions, references, **kwargs)
 
 

@@ -171,7 +171,8 @@ def _plain_copy(model: PreTrainedModel) -> VanillaTransformerForConditionalGener
     Raises:
         UserError: Adapters, hooks, quantization or the like make it another model.
     """
-    plain: Any = VanillaTransformerForConditionalGeneration(copy.deepcopy(model.config)).eval()
+    config: Any = copy.deepcopy(model.config)
+    plain: Any = VanillaTransformerForConditionalGeneration(config).eval()
     same = {name: weight.shape for name, weight in model.state_dict().items()} == {
         name: weight.shape for name, weight in plain.state_dict().items()
     }

@@ -8,7 +8,7 @@ from helpers import one_layer_config
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
-from vanilla_transformer.data.tokenization import PreTrainedTokenizerFast, train_tokenizer
+from vanilla_transformer.data.tokenization import PreTrainedTokenizerFast, add_language_tags, train_tokenizer
 from vanilla_transformer.illustrate.payload import character_classes, make_payload
 
 CORPUS = [
@@ -46,6 +46,8 @@ STRANGE = [
     "Ġ Ċ Ā ▁ ## Â Ã © \u0120\u010a",
     "tag <2de> and <2de><2fr> <2 de> <2de",
     "<sep>x<sep> <sep",
+    ">>de<< two dogs  >>fr<<\u3000\n>>de<<x >>en<<  y>>fr<< ",
+    "a <left> b <right> c<right>  <left> <left>\u2028<right>\u2028x  <right>  >>de<<  <left> ",
 ]
 BLOCKS = [
     (0x20, 0x7F), (0xA0, 0x250), (0x300, 0x370), (0x370, 0x530), (0x590, 0x700), (0x900, 0xE00), (0xE00, 0x1100),
@@ -94,6 +96,8 @@ def with_added_tokens() -> PreTrainedTokenizerFast:
     tokenizer = train_tokenizer(CORPUS * 3, 420)
     tokenizer.add_tokens(["<2de>", "<2fr>", "<2", "s>x", "각각"])
     tokenizer.add_special_tokens({"extra_special_tokens": ["<sep>"]})
+    tokenizer.add_tokens([AddedToken("<left>", lstrip=True), AddedToken("<right>", rstrip=True, normalized=False)])
+    add_language_tags(tokenizer, ["de", "fr"])
     tokenizer.add_tokens([AddedToken("dog runs", normalized=False), AddedToken("(?:.*)[a|b]$^\\", normalized=False)])
     return tokenizer
 

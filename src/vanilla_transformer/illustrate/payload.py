@@ -299,11 +299,10 @@ def _check_tokenizer(tokenizer: PreTrainedTokenizerBase) -> None:
             f"the tokenizer's vocabulary has no token for the byte {min(missing)!r}, which the page relies on"
         )
     for token in content["added_tokens"]:
-        for field in ("single_word", "lstrip", "rstrip"):
-            if token[field] and not (token["special"] and tokenizer.split_special_tokens):
-                raise UserError(
-                    f"{field} is set for the added token {token['content']!r}, which the page does not obey"
-                )
+        if token["single_word"] and not (token["special"] and tokenizer.split_special_tokens):
+            raise UserError(
+                f"single_word is set for the added token {token['content']!r}, which the page does not obey"
+            )
     ids, bare = (tokenizer("a", add_special_tokens=special)["input_ids"] for special in (True, False))
     if ids != bare + tokenizer("")["input_ids"]:
         raise UserError("the tokenizer adds tokens before a text, and the page knows those after it only")
@@ -327,15 +326,15 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> Payload:
     """Read tokenizer.json, and add as "page" what it leaves to the libraries.
 
     Returns:
-        tokenizer.json with "page": the "pattern" of pieces and the "characters" of its classes, "added_tokens" as
-        [content, id] in the two groups in which they are looked for (the id is None where the content is text), the
-        "normal_form" of sources, the ids "appended" to a text, and those "skipped" in decoding.
+        tokenizer.json with "page": the "pattern" of pieces and the "characters" of its classes, "added_tokens" in the
+        two groups in which they are looked for (the id is None where the content is text), the "normal_form" of
+        sources, the ids "appended" to a text, and those "skipped" in decoding.
     """
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    groups: list[list] = [[], []]
+    groups: tuple[list, list] = ([], [])
     for token in content["added_tokens"]:
         is_text = token["special"] and tokenizer.split_special_tokens
-        groups[token["normalized"]].append([token["content"], None if is_text else token["id"]])
+        groups[token["normalized"]].append(token | {"id": None if is_text else token["id"]})
     added = [token["id"] for token in content["added_tokens"]]
     content["page"] = {
         "pattern": _pattern(content["pre_tokenizer"]),

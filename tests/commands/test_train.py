@@ -206,6 +206,8 @@ def refuse(run_script, *arguments: str, message: str) -> None:
         ("preprocessing_num_workers", "0"),
         ("shuffle_buffer_size", "0"),
         ("bpe_dropout", "1.5"),
+        ("max_minutes", "0"),
+        ("early_stopping_patience", "0"),
         ("vocab_size", "0"),
         ("report_to", "nonsense"),
         ("save_total_limit", "0"),
@@ -339,6 +341,25 @@ def test_what_a_run_was_given_counts_again_when_it_is_resumed(run_script, finish
     assert record["data"] == first["data"] and record["model"] == first["model"]
     changed = {name for name in first["recipe"] if record["recipe"][name] != first["recipe"][name]}
     assert changed == {"max_steps", "num_train_epochs"} and record["result"]["epochs"] == 3
+
+
+def test_a_run_that_stops_early_says_so_and_is_finished(run_script, tmp_path, data):
+    folder = tmp_path / "run"
+    first = ["--max_steps", "60", "--early_stopping_patience", "1", "--early_stopping_threshold", "1000"]
+    first += ["--max_minutes", "50", "--lr_scheduler_type", "cosine", "--disable_tqdm", "True"]
+    code, out, err = run_script("train", "--output_dir", folder, *data, *SMALL, *first)
+    assert code == 0, err
+    words = (
+        "Stopped at step 6 of 60: bleu has not improved for 1 validation. The schedule cosine was planned for all 60."
+    )
+    assert [line for line in out.splitlines() if "Stopped" in line] == [words]
+    assert read_record(folder)["result"]["stopped"] == words
+    assert read_record(folder)["recipe"]["early_stopping_patience"] == 1
+    resume = ["train", "--output_dir", folder, "--resume_from_checkpoint"]
+    code, out, err = run_script(*resume)
+    assert code == 0 and "is finished; nothing is trained" in out
+    code, out, err = run_script(*resume, "--max_minutes", "0.000001", "--early_stopping_patience", "9")
+    assert code == 0 and "is finished; nothing is trained" in out
 
 
 @pytest.mark.parametrize("streaming", [[], ["--streaming", "--shuffle_buffer_size", "40"]], ids=["data set", "stream"])

@@ -56,11 +56,13 @@ RECORD = {
         "fp16": False,
         "load_best_model_at_end": False,
         "metric_for_best_model": "bleu",
+        "ema_decay": 0.999,
     },
     "result": {
         "steps": 3_420,
         "epochs": 12.667,
         "minutes": 38.56,
+        "stopped": "Stopped at step 3,420 of 9,000: the limit of 38 minutes is reached.",
         "validation": {"eval_loss": 1.4458, "eval_bleu": 38.0526, "step": 3_420},
         "best_step": 3_420,
     },
@@ -120,6 +122,8 @@ def test_a_card_says_what_run_and_scores_say(model, tokenizer, tmp_path):
     assert run["a step"] == "at most 4,096 source and 4,096 target tokens, padding counted"
     assert run["learning rate"] == "warm-up of 500 steps to 0.002, then cosine"
     assert run["steps"] == "3,420, 12.7 epochs"
+    assert run["moving average of the weights"] == "decay 0.999"
+    assert run["end"] == "Stopped at step 3,420 of 9,000: the limit of 38 minutes is reached."
     assert run["weights"] == "the mean of 2 checkpoints: checkpoint-3325, checkpoint-3420"
     assert run["last validation"] == "1.446 nats per token, BLEU 38.05"
     assert run["time"] == "38.6 minutes on a CPU with 2 threads"

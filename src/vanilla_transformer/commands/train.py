@@ -36,6 +36,7 @@ from ..training.recipe import PaperTrainingArguments
 from ..training.record import RunRecorder, read_record
 from ..training.resuming import STATE_NAME
 from ..training.starting import check_unchanged_model, load_or_create
+from ..training.stopping import describe_stop
 from ..training.trainer import VanillaTransformerTrainer
 from .arguments import CommandParser, report_without_effect
 from .train_arguments import (
@@ -379,6 +380,8 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
         recorder.finish(trainer.args, trainer.state)
     # Close the connections to the other processes; `end_distributed_process` takes care of what they leave behind.
     trainer.accelerator.end_training()
+    if not interrupt.interrupted and (words := describe_stop(training, trainer.state)):
+        options.say(words)
     if interrupt.interrupted:
         options.say(f"Stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint.")
         sys.exit(130)

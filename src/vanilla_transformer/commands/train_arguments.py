@@ -251,6 +251,8 @@ GROUPS = {
     "data": names(DataArguments),
     "recipe": (
         "num_train_epochs",
+        "max_minutes",
+        "ema_decay",
         "learning_rate",
         "lr_scheduler_type",
         "lr_scheduler_kwargs",
@@ -283,6 +285,8 @@ GROUPS = {
         "load_best_model_at_end",
         "metric_for_best_model",
         "greater_is_better",
+        "early_stopping_patience",
+        "early_stopping_threshold",
     ),
     "speed and memory": (
         "bf16",

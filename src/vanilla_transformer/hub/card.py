@@ -207,10 +207,12 @@ def _recipe_rows(training: Training) -> list[_Row]:
     adam = f"{recipe.adam_beta1:g} and {recipe.adam_beta2:g}, epsilon {recipe.adam_epsilon:g}"
     precision = "bf16" if recipe.bf16 else "fp16" if recipe.fp16 else "float32"
     rate = describe_rate(recipe.learning_rate, recipe.lr_scheduler_type)
+    averaged = [("moving average of the weights", f"decay {recipe.ema_decay:g}")] if recipe.ema_decay else []
     return [
         ("a step", f"at most {tokens:,} source and {tokens:,} target tokens, padding counted"),
         ("Adam", f"beta {adam}; label smoothing {recipe.label_smoothing_factor:g}; {precision}"),
         ("learning rate", f"warm-up of {recipe.warmup_steps:,.0f} steps to {rate}"),
+        *averaged,
         ("seed", str(recipe.seed)),
     ]
 
@@ -220,6 +222,8 @@ def _result_of_run_rows(run: Run, training: Training, streaming: bool) -> list[_
     result = training.result
     epochs = "" if streaming or result.epochs is None else f", {result.epochs:.1f} epochs"
     rows: list[_Row] = [("steps", f"{result.steps:,}{epochs}"), ("weights", describe_weights(run))]
+    if result.stopped:
+        rows.insert(1, ("end", escape(result.stopped)))
     if validation := result.validation:
         bleu = f", BLEU {validation.eval_bleu:.2f}" if validation.eval_bleu is not None else ""
         rows.append(("last validation", f"{validation.eval_loss:.3f} nats per token{bleu}"))

@@ -90,6 +90,7 @@ class Recipe:
     fp16: bool
     load_best_model_at_end: bool | None  # None: where there is a validation
     metric_for_best_model: str | None
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,7 @@ class Result:
     steps: int
     epochs: float | None = None
     minutes: float | None = None
+    stopped: str | None = None
     validation: Validation | None = None
     best_step: int | None = None
 

@@ -72,6 +72,10 @@ RANGES: dict[str, Range] = {
     "adam_epsilon": Range(0),
     "max_grad_norm": Range(0),
     "label_smoothing_factor": FRACTION,
+    "ema_decay": Range(0, 1, above=True, below=True),
+    "max_minutes": Range(0, above=True),
+    "early_stopping_patience": COUNT,
+    "early_stopping_threshold": Range(0),
     "neftune_noise_alpha": Range(0),
     "torch_empty_cache_steps": COUNT,
     "logging_steps": INTERVAL,
@@ -179,6 +183,10 @@ CONDITIONAL: dict[tuple[str, ...], tuple[Condition, str]] = {
         lambda a: a.dataloader_num_workers > 0,
         "dataloader_num_workers is 0",
     ),
+    ("early_stopping_threshold",): (
+        lambda a: a.early_stopping_patience is not None,
+        "early_stopping_patience is not given",
+    ),
     ("fsdp_config",): (lambda a: bool(a.fsdp), "fsdp is off"),
     (
         *("ddp_find_unused_parameters", "ddp_bucket_cap_mb", "ddp_broadcast_buffers", "ddp_static_graph"),
@@ -207,7 +215,7 @@ OBEYED = frozenset(
         *("enable_jit_checkpoint", "load_best_model_at_end", "full_determinism", "seed", "data_seed", "use_cpu"),
         *("accelerator_config", "parallelism_config", "dataloader_num_workers", "dataloader_pin_memory"),
         *("dataloader_prefetch_factor", "fsdp", "deepspeed", "skip_memory_metrics", "resume_from_checkpoint"),
-        *("per_device_train_tokens", "push_to_hub"),
+        *("per_device_train_tokens", "push_to_hub", "ema_decay", "max_minutes", "early_stopping_patience"),
     )
 )
 
@@ -257,6 +265,20 @@ def check_combinations(args: TrainingArguments) -> None:
             "dataloader_persistent_workers is set, but dataloader_num_workers is 0; it must be at least 1, or leave "
             "out dataloader_persistent_workers"
         )
+    patience = getattr(args, "early_stopping_patience", None)
+    for name, purpose in (("eval_strategy", "tell when to stop"), ("save_strategy", "keep the best checkpoint")):
+        if patience is not None and getattr(args, name) == "no":
+            raise UserError(
+                f"early_stopping_patience is {patience}, but {name} is no, so that nothing would {purpose}; set {name} "
+                "to steps or epoch, or leave out early_stopping_patience"
+            )
+    decay = getattr(args, "ema_decay", None)
+    for name in ("fsdp", "deepspeed"):
+        if decay is not None and getattr(args, name):
+            raise UserError(
+                f"ema_decay is {decay}, but {name} divides the weights among the processes, which an average is not "
+                f"made for; leave out ema_decay and average checkpoints, or leave out {name}"
+            )
     if args.torch_compile:
         backends, modes = torch._dynamo.list_backends(exclude_tags=()), list(torch._inductor.list_mode_options())
         for name, known in (("torch_compile_backend", backends), ("torch_compile_mode", [*modes, None])):

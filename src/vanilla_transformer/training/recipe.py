@@ -64,6 +64,16 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
     num_train_epochs: float | None = field(  # type: ignore[assignment] # None until `__post_init__`
         default=None, metadata={"help": "Number of epochs, instead of max_steps."}
     )
+    ema_decay: float | None = field(
+        default=None,
+        metadata={
+            "help": "Decay of an exponential moving average of the weights, which is validated and saved (0.999)."
+        },
+    )
+    max_minutes: float | None = field(
+        default=None,
+        metadata={"help": "End the run after so many minutes, those before an interruption included."},
+    )
     adam_beta1: float = field(default=0.9, metadata={"help": "Adam's beta1."})
     adam_beta2: float = field(default=0.98, metadata={"help": "Adam's beta2."})
     adam_epsilon: float = field(default=1e-9, metadata={"help": "Adam's epsilon."})
@@ -90,6 +100,13 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
     greater_is_better: bool | None = field(
         default=None, metadata={"help": "Whether a larger value of that metric is better; by default by its name."}
     )
+    early_stopping_patience: int | None = field(
+        default=None,
+        metadata={"help": "End the run when metric_for_best_model has not improved for so many validations."},
+    )
+    early_stopping_threshold: float = field(
+        default=0.0, metadata={"help": "How much the metric must improve to count as improved."}
+    )
     predict_with_generate: bool = field(default=True, metadata={"help": "Translate in validation, for BLEU."})
     generation_num_beams: int | None = field(
         default=1, metadata={"help": "Beam size in validation; 1 is greedy search."}
@@ -111,6 +128,8 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
         """
         check_values(self)
         self._set_length_of_run()
+        if self.early_stopping_patience is not None and self.metric_for_best_model is None:
+            self.metric_for_best_model = "loss"  # as transformers does for load_best_model_at_end
         if self.greater_is_better is None and self.metric_for_best_model is not None:
             self.greater_is_better = metric_name(self.metric_for_best_model) not in LOWER_IS_BETTER
         if self.load_best_model_at_end is None:

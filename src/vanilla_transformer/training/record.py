@@ -17,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .. import __version__
 from ..data.secrets import mask_secrets
 from ..errors import UserError
+from .stopping import describe_stop, logged_minutes
 
 RECORD_NAME = "run.json"
 RECORD_PART_NAME = "run.part"  # until it is complete
@@ -27,6 +28,10 @@ _RECIPE = (
     *(
         "max_steps",
         "num_train_epochs",
+        "ema_decay",
+        "max_minutes",
+        "early_stopping_patience",
+        "early_stopping_threshold",
         "optim",
         "seed",
         "data_seed",
@@ -91,7 +96,8 @@ class RunRecorder(TrainerCallback):
             "result": {
                 "steps": state.global_step,
                 "epochs": state.epoch,
-                "minutes": next((line["minutes"] for line in reversed(state.log_history) if "minutes" in line), None),
+                "minutes": logged_minutes(state) or None,
+                "stopped": describe_stop(args, state),
                 "validation": next((line for line in reversed(state.log_history) if "eval_loss" in line), None),
                 "best_step": state.best_global_step,
             },

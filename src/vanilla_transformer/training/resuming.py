@@ -4,19 +4,23 @@ import copy
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
-from typing import Any
+from pickle import UnpicklingError
+from typing import Any, cast
 
 import numpy as np
 import pyarrow.compute as pc
 import torch
 from datasets import Dataset
+from safetensors import SafetensorError
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainingArguments
+from transformers import TrainerState, TrainingArguments
 
 from ..data.bpe_dropout import BpeDropout, BpeDropoutPairs
 from ..data.streaming import TokenStream
-from ..errors import UserError
+from ..errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +44,7 @@ FREE = (
     *("neftune_noise_alpha", "eval_strategy", "eval_steps", "save_strategy", "save_steps", "save_total_limit"),
     *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "predict_with_generate"),
     *("generation_num_beams", "generation_max_length", "logging_steps"),
+    *("ema_decay", "max_minutes", "early_stopping_patience", "early_stopping_threshold"),
 )
 
 
@@ -98,7 +103,7 @@ def compare_settings(before: dict[str, Any], now: dict[str, Any], checkpoint: st
     Raises:
         UserError: With the setting, its value and the value in the checkpoint.
     """
-    before = {"bpe_dropout": 0.0} | before  # which older checkpoints do not know
+    before = {"bpe_dropout": 0.0, "ema_decay": None} | before  # which older checkpoints do not know
     changed = {name for name in now if name in before and before[name] != now[name]}
     fixed = [*OPTIMIZER, *(name for name in BATCHES if not (streaming and name in NOT_OF_A_STREAM))]
     for name in fixed:
@@ -154,3 +159,48 @@ def apply_schedule(optimizer: torch.optim.Optimizer, scheduler: LambdaLR, fresh_
 def hyperparameters(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """Return the hyperparameters of an optimizer's groups, without the parameters."""
     return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def saved_states(state: TrainerState) -> dict[str, Any]:
+    """Return the part of the state that checkpoints keep for callbacks; declared as a list, it is a dict once made."""
+    return cast(dict[str, Any], state.stateful_callbacks)
+
+
+_READ_ERRORS = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, UnpicklingError, SafetensorError)
+
+
+@contextmanager
+def readable(checkpoint: str, files: str) -> Iterator[None]:
+    """Turn errors of reading a checkpoint's files into a `UserError`."""
+    try:
+        yield
+    except (
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+        TypeError,
+        EOFError,
+        UnpicklingError,
+        SafetensorError,
+    ) as error:
+        raise UserError(
+            f"can't continue from {checkpoint}: its {files} can't be read ({first_line(error)}); "
+            "continue from the checkpoint before it with resume_from_checkpoint"
+        ) from error
+
+
+def check_optimizer_state(optimizer: torch.optim.Optimizer, checkpoint: str) -> None:
+    """Refuse an optimizer state of another model; the optimizer's kernels do not check it.
+
+    Raises:
+        UserError: A moment has another shape than its parameter.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            for name, value in optimizer.state.get(parameter, {}).items():
+                if name.startswith("exp_avg") and torch.is_tensor(value) and value.shape != parameter.shape:
+                    raise UserError(
+                        f"can't continue from {checkpoint}: its optimizer.pt does not fit the model; continue from the "
+                        "checkpoint before it with resume_from_checkpoint"
+                    )

@@ -4,10 +4,7 @@ import copy
 import math
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -19,7 +16,7 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
-from transformers.trainer_utils import SchedulerType, TrainOutput, rotate_checkpoints
+from transformers.trainer_utils import SaveStrategy, SchedulerType, TrainOutput, rotate_checkpoints
 from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
@@ -37,21 +34,25 @@ from .checkpoints import (
     commit_checkpoint,
     last_good_checkpoint,
 )
-from .evaluation import EvaluatingTrainer
+from .moving_average import AveragingTrainer
 from .recipe import PaperTrainingArguments, set_paper_learning_rate
 from .resuming import (
     SCHEDULE,
     STATE_NAME,
     apply_schedule,
+    check_optimizer_state,
     check_schedule_change,
     compare_settings,
     describe_settings,
     fingerprint_data,
     hyperparameters,
+    readable,
+    saved_states,
 )
+from .stopping import COMPARED_FROM, find_stop_reason, logged_minutes, stop_callbacks
 
 
-class VanillaTransformerTrainer(EvaluatingTrainer):
+class VanillaTransformerTrainer(AveragingTrainer):
     """Seq2SeqTrainer with batches by token budget and the paper's label smoothing.
 
     The stock trainer works with the model as well. This one differs as follows:
@@ -59,7 +60,8 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
       `BpeDropoutPairs`, or from `train_dataset` itself if that is a `TokenStream`.
     - The model smooths the labels itself, in training only. The loss does not depend on how a batch is split for
       gradient accumulation, and `eval_loss` is the negative log-likelihood.
-    - Validation batches have a token budget too, see `EvaluatingTrainer`.
+    - Validation batches have a token budget too, see `EvaluatingTrainer`; the weights may be averaged, see
+      `AveragingTrainer`.
     - The log has source and target tokens per second, `minutes` since the run began (including validation, checkpoints
       and the time before an interruption) and `eval_perplexity`.
     - A checkpoint appears under its name when it is complete. It holds the settings of the run; a resumed run obeys
@@ -120,11 +122,14 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         self.run_settings: dict[str, Any] = {}
         self._fingerprints: dict[str, str | None] = {}  # of the data, once they are needed
         self._changed: set[str] = set()  # settings that differ from those of the checkpoint
+        self._compared_from = -1  # step up to which validations were on other data
         self._stream_start = (0, 0)  # step at which this part of the run began, and batches taken from the stream then
         self._staging: Path | None = None  # where a checkpoint is being written
         # Source and target tokens of this process since the last log line, and the time of that line.
         self._tokens = torch.zeros(2, dtype=torch.long, device=args.device)
         self._clock = self._last_line = time.perf_counter()
+        for callback in stop_callbacks(args, self.minutes):
+            self.add_callback(callback)
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Create a model by `model_init`."""
@@ -233,10 +238,10 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
             processes = self.accelerator.num_processes
             resume_from_checkpoint = checkpoint_to_resume(str(self.args.output_dir), "last", processes)
         self.total_steps()  # refuse epochs of a stream before anything else
-        self._changed, self._stream_start = set(), (0, 0)
+        self._changed, self._stream_start, self._compared_from = set(), (0, 0), -1
         if resume_from_checkpoint:
             state = self._check_checkpoint(resume_from_checkpoint)
-            if state.global_step >= self.total_steps():
+            if self._is_over(state):
                 return self._finish(resume_from_checkpoint, state)
         self._clock = self._last_line = time.perf_counter()
         return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
@@ -248,7 +253,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
             UserError: The settings contradict those of this run.
         """
         state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
-        saved = _saved_states(state)
+        saved = saved_states(state)
         stream = self.train_dataset if isinstance(self.train_dataset, TokenStream) else None
         position = saved.get(TokenStream.__name__)
         if (position is not None) != (stream is not None):
@@ -259,6 +264,9 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         if STATE_NAME in saved:
             before, now = saved[STATE_NAME]["arguments"], self._settings()
             self._changed = compare_settings(before, now, Path(checkpoint).name, stream is not None)
+            if "eval_data" in self._changed:
+                saved[STATE_NAME][COMPARED_FROM] = state.global_step
+            self._compared_from = saved[STATE_NAME].get(COMPARED_FROM, -1)
         if stream is not None and position is not None:
             stream.resume(position)
             self._stream_start = (state.global_step, position["taken"])
@@ -284,9 +292,11 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         return TrainOutput(state.global_step, 0.0, {})
 
     def is_finished(self, checkpoint: str) -> bool:
-        """Return whether a checkpoint is of the last step of this run."""
-        state = TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME)))
-        return state.global_step >= self.total_steps()
+        """Return whether this run ends with a checkpoint, at its last step or before."""
+        return self._is_over(TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))))
+
+    def _is_over(self, state: TrainerState) -> bool:
+        return state.global_step >= self.total_steps() or find_stop_reason(self.args, state) is not None
 
     def _init_training_state(self, max_steps: int, *args: Any) -> Any:
         """Load the stock state; intervals and the metric are those of this run, not of the checkpoint."""
@@ -294,6 +304,8 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         self.state.compute_steps(self.args, max_steps)
         if self._changed & {"eval_data", "metric_for_best_model", "greater_is_better"}:
             self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
+        if STATE_NAME in (states := saved_states(self.state)):
+            states[STATE_NAME][COMPARED_FROM] = self._compared_from
         self._find_best_checkpoint()
         return started
 
@@ -303,6 +315,13 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
             best = Path(str(self.args.output_dir), f"checkpoint-{self.state.best_global_step}")
             if best.is_dir():
                 self.state.best_model_checkpoint = str(best)
+
+    def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
+        """Compare a validation with the best one; a new best is saved, also between two checkpoints."""
+        is_new = super()._determine_best_metric(*args, **kwargs)
+        keeps_best = self.args.load_best_model_at_end or getattr(self.args, "early_stopping_patience", None) is not None
+        self.control.should_save |= is_new and keeps_best and self.args.save_strategy != SaveStrategy.NO
+        return is_new
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Create the optimizer.
@@ -341,9 +360,9 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         optimizer = cast(torch.optim.Optimizer, self.optimizer)
         fresh = hyperparameters(optimizer)
         check_schedule_change(self._changed, self.lr_scheduler)
-        with _readable(checkpoint, "optimizer.pt or scheduler.pt"):
+        with readable(checkpoint, "optimizer.pt, scheduler.pt or training_weights.safetensors"):
             super()._load_optimizer_and_scheduler(checkpoint)
-        _check_optimizer_state(optimizer, checkpoint)
+        check_optimizer_state(optimizer, checkpoint)
         if self._changed & set(SCHEDULE):
             apply_schedule(optimizer, cast(Any, self.lr_scheduler), fresh)
 
@@ -353,7 +372,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         Raises:
             UserError: Their state can't be read.
         """
-        with _readable(str(checkpoint), "rng_state.pth"):
+        with readable(str(checkpoint), "rng_state.pth"):
             super()._load_rng_state(checkpoint)
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any) -> torch.Tensor:
@@ -432,8 +451,8 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         start = time.perf_counter()
         self._check_weights()
         run_dir = Path(super()._get_output_dir(trial))
-        states = _saved_states(self.state)
-        states[STATE_NAME] = {"arguments": self._settings()} | self.run_settings
+        states = saved_states(self.state)
+        states[STATE_NAME] = {"arguments": self._settings(), COMPARED_FROM: self._compared_from} | self.run_settings
         if isinstance(self.train_dataset, TokenStream):
             first_step, taken = self._stream_start
             taken += (self.state.global_step - first_step) * self._accumulation * self.accelerator.num_processes
@@ -535,8 +554,7 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
         logs.pop("train_samples_per_second", None)
         now = time.perf_counter()
         if self.is_in_train:
-            before = next((line["minutes"] for line in reversed(self.state.log_history) if "minutes" in line), 0.0)
-            logs["minutes"] = round(before + (now - self._last_line) / 60, 4)
+            logs["minutes"] = self.minutes(now)
             self._last_line = now
         if "loss" in logs:
             source, target = self.accelerator.gather(self._tokens[None]).sum(0).tolist()
@@ -546,41 +564,17 @@ class VanillaTransformerTrainer(EvaluatingTrainer):
             self._clock = now
         super().log(logs, *args, **kwargs)
 
+    def minutes(self, now: float | None = None) -> float:
+        """Return the minutes since the run began, those before an interruption included.
+
+        Args:
+            now: The time, by `time.perf_counter`.
+        """
+        now = time.perf_counter() if now is None else now
+        return round(logged_minutes(self.state) + (now - self._last_line) / 60, 4)
+
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Do not warn about the further names of tied matrices, which are saved once."""
         tied = cast(dict[str, str], cast(PreTrainedModel, self.model).all_tied_weights_keys)
         load_result.missing_keys[:] = [key for key in load_result.missing_keys if key not in tied]
         super()._issue_warnings_after_load(load_result)
-
-
-def _saved_states(state: TrainerState) -> dict[str, Any]:
-    """Return the part of the state that checkpoints keep for callbacks; declared as a list, it is a dict once made."""
-    return cast(dict[str, Any], state.stateful_callbacks)
-
-
-@contextmanager
-def _readable(checkpoint: str, files: str) -> Iterator[None]:
-    """Turn errors of reading a checkpoint's files into a `UserError`."""
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, UnpicklingError) as error:
-        raise UserError(
-            f"can't continue from {checkpoint}: its {files} can't be read ({first_line(error)}); "
-            "continue from the checkpoint before it with resume_from_checkpoint"
-        ) from error
-
-
-def _check_optimizer_state(optimizer: torch.optim.Optimizer, checkpoint: str) -> None:
-    """Refuse an optimizer state of another model; the optimizer's kernels do not check it.
-
-    Raises:
-        UserError: A moment has another shape than its parameter.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            for name, value in optimizer.state.get(parameter, {}).items():
-                if name.startswith("exp_avg") and torch.is_tensor(value) and value.shape != parameter.shape:
-                    raise UserError(
-                        f"can't continue from {checkpoint}: its optimizer.pt does not fit the model; continue from the "
-                        "checkpoint before it with resume_from_checkpoint"
-                    )

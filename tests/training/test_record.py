@@ -43,6 +43,7 @@ def test_a_record_holds_what_the_run_was_and_no_secret(arguments, tmp_path):
         "steps": 5,
         "epochs": 0.5,
         "minutes": 1.2,
+        "stopped": None,
         "validation": {"eval_loss": 9.0},
         "best_step": 4,
     }

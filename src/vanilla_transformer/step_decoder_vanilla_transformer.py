@@ -60,7 +60,12 @@ def select_decoder(
     beams: int,
     steps: int,
 ) -> StepDecoder:
-    """Choose the incremental decoder, unless the model or what is asked for needs `forward` and its cache."""
+    """Choose the incremental decoder, unless the model or what is asked for needs `forward` and its cache.
+
+    A model that consists of several, an ensemble, chooses a decoder itself: it has a method of this name.
+    """
+    if (select := getattr(type(model), "select_decoder", None)) is not None:
+        return select(model, model_kwargs, generation_config, prompt, beams, steps)
     memory, mask = model_kwargs["encoder_outputs"][0], model_kwargs.get("attention_mask")
     if (
         prompt.shape[1] == 1

@@ -1,10 +1,11 @@
 """The parser of the commands, which is made from dataclasses, and the options that several commands have."""
 
 import copy
+import os
 import re
 import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -13,10 +14,12 @@ from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerB
 
 from ..errors import suggest
 from ..generation_vanilla_transformer import search_settings
-from ..inference.loading import find_device, load
-from ..inference.model_files import SavedModel, read_config
+from ..inference.ensemble import Ensemble
+from ..inference.loading import find_device, load_ensemble
+from ..inference.model_files import CONFIG, SavedModel, read_config
 from ..inference.settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, TOO_LONG, check_settings
 
+SEVERAL_MODELS = "Folder of a trained model, or its id on the Hub; several translate together, as an ensemble."
 # What HfArgumentParser takes for a switch's value, in small letters.
 TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
@@ -40,6 +43,9 @@ class CommandParser(HfArgumentParser):
     The metadata `"positional": True` makes a field a positional argument: a list takes any number of words, a field
     with a default at most one. Options can't be abbreviated, so that a new option never changes what a command line
     means. Every error is one line, and ends the process with status 2.
+
+    The metadata `"several"` makes a list an option that may be repeated. Its value tells of a word after the option's
+    first whether it is one more value, or a positional argument. Other options of models take one model only.
 
     Args:
         *dataclass_types: The dataclasses, in the order in which `parse` returns them.
@@ -77,8 +83,16 @@ class CommandParser(HfArgumentParser):
         in_usage += [action for action in self._actions if not action.option_strings]
         self.usage = " ".join([prog, "[options]", *map(usage, in_usage)])
 
-    def add_argument(self, *flags: str, positional: bool = False, **settings: Any) -> Action:
+    def add_argument(
+        self,
+        *flags: str,
+        positional: bool = False,
+        several: Callable[[str, Sequence[str]], bool] | None = None,
+        **settings: Any,
+    ) -> Action:
         """Add an argument as argparse does, or with `positional` one without a flag, by the name of the first flag."""
+        if several is not None:
+            settings |= {"action": RepeatedOption, "nargs": None, "is_another": several}
         if not positional:
             return super().add_argument(*flags, **settings)
         required = settings.pop("required", False)
@@ -113,9 +127,9 @@ class CommandParser(HfArgumentParser):
         return formatter.format_help()
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def]  # overloaded there
-        """Parse as argparse does, after `_complete_switches`."""
-        words = sys.argv[1:] if args is None else args
-        return super().parse_known_args(self._complete_switches(list(words)), namespace)
+        """Parse as argparse does, after `_repeat_options` and `_complete_switches`."""
+        words = self._repeat_options(list(sys.argv[1:] if args is None else args))
+        return super().parse_known_args(self._complete_switches(words), namespace)
 
     def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Parse the words of the command line, by default those of this process, into the dataclasses."""
@@ -141,6 +155,38 @@ class CommandParser(HfArgumentParser):
         self.parse_known_args(argv, namespace)
         return {name for name, value in vars(namespace).items() if value is not not_given}
 
+    def _repeat_options(self, argv: list[str]) -> list[str]:
+        """Write an option with several values as one option each, so that it takes no positional argument."""
+        end = argv.index("--") if "--" in argv else len(argv)
+        self._refuse_several_models(argv[:end])
+        positional = any(not action.option_strings for action in self._actions)
+        written: list[str] = []
+        option: RepeatedOption | None = None  # whose value may come next
+        for place, word in enumerate(argv[:end]):
+            action = self._option_string_actions.get(word.partition("=")[0])
+            if action is not None or word.startswith("--"):
+                option = action if isinstance(action, RepeatedOption) else None
+            elif option is not None and argv[place - 1] not in option.option_strings:
+                if positional and not option.is_another(word, argv[:end]):
+                    option = None
+                else:
+                    written.append(option.option_strings[0])
+            written.append(word)
+        return written + argv[end:]
+
+    def _refuse_several_models(self, words: Sequence[str]) -> None:
+        """Refuse several models for a command that takes one."""
+        spellings = {
+            spelling
+            for action in self._actions
+            if action.dest == "model_name_or_path" and not isinstance(action, RepeatedOption)
+            for spelling in action.option_strings
+        }
+        places = [place for place, word in enumerate(words) if word.partition("=")[0] in spellings]
+        after = [words[place + (1 if "=" in words[place] else 2) :][:1] for place in places]
+        if len(places) > 1 or any(_is_models_folder(word) for following in after for word in following):
+            self.error(f"--model_name_or_path has several models, and {self.prog} takes one; give one")
+
     def _complete_switches(self, argv: list[str]) -> list[str]:
         """Write a switch without a value as `--json=True`, so that it takes no positional argument for its value."""
         if all(action.option_strings for action in self._actions):
@@ -163,6 +209,37 @@ class CommandParser(HfArgumentParser):
         """End the process with one line and status 2, without argparse's usage."""
         message = re.sub(r"(--\w+)/--[\w-]+", r"\1", message)  # each option's second spelling
         self.exit(2, f"error: {' '.join(message.splitlines())}\n")
+
+
+class RepeatedOption(Action):
+    """An option that may be given several times; its value is the list of them.
+
+    Args:
+        is_another: Tells of a word after one of its values, and of all words, whether the word is one more value.
+    """
+
+    def __init__(self, *args: Any, is_another: Callable[[str, Sequence[str]], bool], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.is_another = is_another
+
+    def __call__(self, parser: Any, namespace: Namespace, values: Any, option_string: str | None = None) -> None:
+        """Add a value to those before."""
+        earlier = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, [*(earlier if isinstance(earlier, list) else []), values])
+
+
+def is_another_model(word: str, words: Sequence[str]) -> bool:
+    """Tell whether a word after a model's name is another model's, and not a sentence.
+
+    It is if it names a model's folder, or if the sentences come from an input file. A second model on the Hub is given
+    with the option again.
+    """
+    files = ("--input_file", "--input-file")
+    return _is_models_folder(word) or any(other.partition("=")[0] in files for other in words)
+
+
+def _is_models_folder(word: str) -> bool:
+    return os.path.isfile(os.path.join(word, CONFIG))  # false too for a sentence that is too long for a path
 
 
 def usage(argument: Action) -> str:
@@ -201,20 +278,24 @@ class LoadingArguments:
         default=None, metadata={"help": "cpu, cuda, cuda:1, ...; by default cuda if it is there."}
     )
 
-    def load(self, model_name_or_path: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-        """Load the model and its tokenizer with these options; print a line for those that have no effect."""
-        if Path(model_name_or_path).is_dir():
+    def load(self, model_name_or_path: str | Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+        """Load the model, or several as an ensemble, and the tokenizer; print a line for options without effect."""
+        several = [model_name_or_path] if isinstance(model_name_or_path, str) else model_name_or_path
+        if all(Path(name).is_dir() for name in several):
             unused = ["model_revision"] if self.model_revision != "main" else []
             unused += ["token"] if self.token is not None else []
             report_without_effect(unused, "the model is in a folder")
-        model, tokenizer = load(
-            model_name_or_path,
+        model, tokenizer = load_ensemble(
+            several,
             model_revision=self.model_revision,
             token=self.token,
             trust_remote_code=self.trust_remote_code,
             device=self.device,
         )
-        if self.trust_remote_code and not type(model).__module__.startswith("transformers_modules"):
+        models = model.models if isinstance(model, Ensemble) else [model]
+        if self.trust_remote_code and not any(
+            type(each).__module__.startswith("transformers_modules") for each in models
+        ):
             report_without_effect(["trust_remote_code"], "the model runs by the code of this package")
         return model, tokenizer
 

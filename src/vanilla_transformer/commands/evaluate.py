@@ -51,9 +51,11 @@ from ..inference.text_io import replace_line_breaks
 from ..inference.translate import translate
 from ..language_tags_vanilla_transformer import tagged_languages
 from .arguments import (
+    SEVERAL_MODELS,
     CommandParser,
     DecodingArguments,
     LoadingArguments,
+    is_another_model,
     list_options,
     names,
     report_without_effect,
@@ -70,8 +72,8 @@ SEED_VARIABLE = "SACREBLEU_SEED"  # where sacreBLEU's own command takes the seed
 class EvaluateArguments:
     """What to score, and how."""
 
-    model_name_or_path: str | None = field(
-        default=None, metadata={"help": "Folder of a trained model, or its id on the Hub."}
+    model_name_or_path: list[str] = field(
+        default_factory=list, metadata={"several": is_another_model, "help": SEVERAL_MODELS}
     )
     test_file: str | None = field(
         default=None,
@@ -135,8 +137,17 @@ class EvaluateArguments:
     @property
     def system_names(self) -> list[str]:
         """The systems: a model, a file of translations, or several of both."""
-        single = self.model_name_or_path or self.predictions_file
+        single = self._model_name or self.predictions_file
         return [single] if single else self.systems
+
+    @property
+    def _model_name(self) -> str:
+        """The model of --model_name_or_path, or the models of an ensemble, which is one system."""
+        return " + ".join(self.model_name_or_path)
+
+    def models(self, name: str) -> list[str]:
+        """The models of a system that is a model: several for an ensemble."""
+        return self.model_name_or_path if name == self._model_name else [name]
 
     @property
     def has_test_set(self) -> bool:
@@ -145,7 +156,7 @@ class EvaluateArguments:
 
     def is_model(self, name: str) -> bool:
         """Whether a system is a model; otherwise it is a file of translations."""
-        return name == self.model_name_or_path or name != self.predictions_file and not Path(name).is_file()
+        return name == self._model_name or name != self.predictions_file and not Path(name).is_file()
 
     @property
     def test_type(self) -> str | None:
@@ -289,7 +300,8 @@ def translate_test_set(
 ) -> tuple[list[str], dict[str, Any]]:
     """Translate the test set with a model; returns the translations, and what a report says of them."""
     with new_output(arguments.output_file) if arguments.output_file else nullcontext() as output:
-        model, tokenizer = decoding.load(name)
+        names_or_paths = arguments.models(name)
+        model, tokenizer = decoding.load(names_or_paths)
         decoding.report_without_effect(model)
         target_lang = (arguments.target_lang or EMBEDDED_TARGET_LANG) if tagged_languages(tokenizer) else None
         settings = {"target_lang": target_lang, **decoding.settings()}
@@ -303,7 +315,7 @@ def translate_test_set(
         seconds = time.perf_counter() - start
     defaults = model.generation_config
     return hypotheses, {
-        "model": name,
+        "model": name if len(names_or_paths) == 1 else names_or_paths,
         "weights": weights_digest(model),
         "target_lang": target_lang,
         "num_beams": search_settings(decoding.num_beams or defaults.num_beams, None)["num_beams"],
@@ -325,7 +337,8 @@ def evaluate_systems(
     models = list(dict.fromkeys(filter(arguments.is_model, arguments.system_names)))
     hypotheses = {name: test_set.read_translations(name) for name in arguments.system_names if name not in models}
     for name in models:
-        decoding.check_model(name)
+        for model in arguments.models(name):
+            decoding.check_model(model)
     facts: dict[str, dict[str, Any]] = {name: {"predictions": name} for name in hypotheses}
     for name in models:
         hypotheses[name], facts[name] = translate_test_set(name, arguments, decoding, test_set)

@@ -27,12 +27,21 @@ import vanilla_transformer
 from ..data.normal_form import normal_form
 from ..errors import UserError
 from ..hub.weights import weights_digest
+from ..inference.ensemble import Ensemble
 from ..inference.output import TranslationOutput
 from ..inference.settings import check_settings
 from ..inference.source import Source
 from ..inference.text_io import replace_line_breaks
 from ..inference.translate import Translation, translate_windows
-from .arguments import CommandParser, DecodingArguments, LoadingArguments, names, report_without_effect
+from .arguments import (
+    SEVERAL_MODELS,
+    CommandParser,
+    DecodingArguments,
+    LoadingArguments,
+    is_another_model,
+    names,
+    report_without_effect,
+)
 
 
 @dataclass
@@ -42,7 +51,7 @@ class TranslateArguments:
     sentences: list[str] = field(
         default_factory=list, metadata={"positional": True, "help": "Sentences to translate; else the input file."}
     )
-    model_name_or_path: str = field(kw_only=True, metadata={"help": "Folder of a trained model, or its id on the Hub."})
+    model_name_or_path: list[str] = field(kw_only=True, metadata={"several": is_another_model, "help": SEVERAL_MODELS})
     input_file: str | None = field(
         default=None, metadata={"help": "One sentence per line, plain or .gz; by default standard input."}
     )
@@ -120,7 +129,8 @@ def describe_source(
     """Collect what an output is made from, so that it is continued only with the same; None if it can't be."""
     if source.digests is None:
         return None
-    configs = [model.config.to_dict(), model.generation_config.to_dict()]
+    models = model.models if isinstance(model, Ensemble) else [model]
+    configs = [config.to_dict() for each in models for config in (each.config, each.generation_config)]
     for config in configs:
         for name in ("_name_or_path", "transformers_version"):
             config.pop(name, None)

@@ -4,7 +4,9 @@ The paper (section 5.1) shares one BPE vocabulary between both languages. Workin
 means that no text is ever unknown and that decoding restores the encoded text exactly.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import zip_longest
 from typing import Any, TypedDict
 
 import numpy as np
@@ -15,7 +17,7 @@ from transformers import PreTrainedTokenizerBase, TokenizersBackend
 from ..errors import UserError
 from ..language_tags_vanilla_transformer import language_tag, tagged_languages
 from .limits import check_count
-from .normal_form import NORMAL_FORM_KEY, NormalFormCounter
+from .normal_form import NORMAL_FORM_KEY, NormalFormCounter, normal_form
 
 BOS_TOKEN, PAD_TOKEN, EOS_TOKEN, UNK_TOKEN = SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0, 1, 2, 3
 _WORD_END = "</w>"  # subword-nmt's mark after a word's last character
@@ -347,6 +349,26 @@ def check_added_tokens(tokenizer: PreTrainedTokenizerBase) -> None:
                 f"the tokenizer splits the added token {token!r} inside a text; load it with "
                 "vanilla_transformer.data.tokenization.PreTrainedTokenizerFast, or add the token with add_tokens"
             )
+
+
+def find_difference(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> tuple[str, str, str] | None:
+    """Find what two fast tokenizers differ in; what they pad and truncate is not looked at.
+
+    Returns:
+        The first difference: what it is, and how it is in each of the two, shortened; None if there is none.
+    """
+    types = [{index: token for token, index in tokenizer.get_vocab().items()} for tokenizer in (one, other)]
+    found: list[tuple[str, Any, Any]] = [("the number of types", len(types[0]), len(types[1]))]
+    found += [(f"type {n}", types[0].get(n), types[1].get(n)) for n in sorted({**types[0], **types[1]})]
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token", "extra_special_tokens", "split_special_tokens"):
+        found.append((name, getattr(one, name), getattr(other, name)))
+    parts = [json.loads(tokenizer.backend_tokenizer.to_str()) for tokenizer in (one, other)]
+    merges = [part["model"].pop("merges", None) or [] for part in parts]
+    found += [(f"merge {rank}", *pair) for rank, pair in enumerate(zip_longest(*merges), start=1)]
+    for name in ("normalizer", "pre_tokenizer", "model", "post_processor", "decoder", "added_tokens"):
+        found.append((f"its {name}", parts[0].get(name), parts[1].get(name)))
+    found.append((f"its {NORMAL_FORM_KEY}", normal_form(one), normal_form(other)))
+    return next(((what, f"{a!r:.60}", f"{b!r:.60}") for what, a, b in found if a != b), None)
 
 
 def decode_batch(tokenizer: PreTrainedTokenizerBase, token_ids: np.ndarray | torch.Tensor) -> list[str]:

@@ -1,14 +1,16 @@
 """Load a saved model and its tokenizer."""
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..data.tokenization import PreTrainedTokenizerFast
+from ..data.tokenization import PreTrainedTokenizerFast, find_difference
 from ..errors import UserError, first_line
+from .ensemble import as_one_model
 from .model_files import (
     CONFIG,
     SavedModel,
@@ -89,6 +91,41 @@ def load(
         return model.to(target).eval(), tokenizer
     except RuntimeError as error:  # such as too little memory
         raise UserError(f"can't put the model on the device {target}: {first_line(error)}") from error
+
+
+def load_ensemble(names_or_paths: Sequence[str], **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Load several saved models that translate together, each as `load` does.
+
+    Args:
+        names_or_paths: Folders or ids of Hub repositories; with one it is `load`.
+        **options: Keyword arguments of `load`, for each of them.
+
+    Returns:
+        An `Ensemble`, in eval mode, and the tokenizer that the models have in common.
+
+    Raises:
+        UserError: As in `load`, or the models or their tokenizers differ.
+    """
+    return combine([load(name, **options) for name in names_or_paths], names_or_paths)
+
+
+def combine(
+    loaded: Sequence[tuple[PreTrainedModel, PreTrainedTokenizerBase]], names: Sequence[str]
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Make an ensemble of loaded models, each with its tokenizer and its name; one model stays as it is.
+
+    Raises:
+        UserError: There are none, or the models or their tokenizers differ.
+    """
+    for (_, tokenizer), name in zip(loaded[1:], names[1:], strict=True):
+        if difference := find_difference(loaded[0][1], tokenizer):
+            what, of_first, of_other = difference
+            raise UserError(
+                f"the tokenizers of {names[0]} and {name} differ: {what} is {of_first} in the first and {of_other} in "
+                "the second; an ensemble needs models that were trained with the same tokenizer"
+            )
+    model = as_one_model([model for model, _ in loaded])
+    return model, loaded[0][1]
 
 
 def find_device(device: str | None = None) -> torch.device:

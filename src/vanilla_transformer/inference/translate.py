@@ -3,7 +3,7 @@
 import copy
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
 from itertools import chain, islice
 from typing import Any, NamedTuple, TypeVar
@@ -19,6 +19,7 @@ from ..data.tokenization import check_added_tokens, decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
+from .ensemble import as_one_model
 from .prefixes import TargetPrefix, TargetPrefixes, TargetPrefixLogitsProcessor, longest_translation
 from .settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, check_settings
 
@@ -46,7 +47,7 @@ class Translation(NamedTuple):
 
 
 def translate(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Sequence[PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     sentences: Iterable[str],
     *,
@@ -58,7 +59,8 @@ def translate(
     Sentences are read in windows of `WINDOW_SIZE`; the next window is read when its first translation is asked for.
 
     Args:
-        model: The model, on any device, in any dtype, in training or eval mode; its mode is restored.
+        model: The model, on any device, in any dtype, in training or eval mode; its mode is restored. A list of models
+            is an `Ensemble` of them.
         tokenizer: The model's tokenizer.
         sentences: One string per sentence, as a list or an iterator. A blank sentence has an empty translation, or
             its target prefix.
@@ -86,7 +88,7 @@ def split_into_windows(sentences: Iterable[T]) -> Iterator[list[T]]:
 
 
 def translate_windows(
-    model: PreTrainedModel,
+    model: PreTrainedModel | Sequence[PreTrainedModel],
     tokenizer: PreTrainedTokenizerBase,
     windows: Iterable[list[str]],
     *,
@@ -108,7 +110,8 @@ def translate_windows(
     sentences of its batch.
 
     Args:
-        model: The model, on any device, in any dtype, in training or eval mode; its mode is restored.
+        model: The model, on any device, in any dtype, in training or eval mode; its mode is restored. A list of models
+            is an `Ensemble` of them.
         tokenizer: The model's tokenizer.
         windows: Lists of sentences.
         num_beams: Beam size, 1 for greedy search. Defaults to the model's generation config, else to the paper's 4.
@@ -131,11 +134,11 @@ def translate_windows(
         An iterator over lists of `num_return_sequences` translations, one list per sentence, best first.
 
     Raises:
-        UserError: A setting is out of range or contradicts another, the model has no tag for the target language, the
-            tokenizer splits a token that was added to it, or the target prefix of all sentences can't be forced; while
-            iterating, a sentence begins with an unknown tag and there is no `target_lang`, is too long and `too_long`
-            is "refuse", or its target prefix can't be tokenized, has special tokens, is longer than a translation may
-            be, or is missing.
+        UserError: A setting is out of range or contradicts another, the models differ, the model has no tag for the
+            target language, the tokenizer splits a token that was added to it, or the target prefix of all sentences
+            can't be forced; while iterating, a sentence begins with an unknown tag and there is no `target_lang`, is
+            too long and `too_long` is "refuse", or its target prefix can't be tokenized, has special tokens, is longer
+            than a translation may be, or is missing.
     """
     check_settings(
         num_beams=num_beams,
@@ -148,6 +151,7 @@ def translate_windows(
     )
     check_added_tokens(tokenizer)
     check_target_lang(tokenizer, target_lang)
+    model = as_one_model(model)
     settings = {"num_return_sequences": num_return_sequences, **generate_kwargs}
     defaults = model.generation_config
     settings |= search_settings(

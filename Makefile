@@ -1,4 +1,5 @@
-# make demo            install into .venv, train on the embedded corpus, score, translate, draw
+# make demo            install into .venv, train on the embedded corpus, score, translate, draw, illustrate;
+#                      English to French, or TARGET_LANG=ko to Korean
 # make test            the same environment with the extra dev: lint, and the whole suite
 # make lint            ruff, the directions of imports, and mypy
 # make lint-workflows  actionlint on .github/workflows; its package loads the program from GitHub, so not in make lint
@@ -22,7 +23,13 @@ VENV_WORKFLOWS ?= .venv-workflows
 VENV_CLIENTS ?= .venv-clients
 # Whose own tests the model must pass: the source distribution, or a clone, which has the tests of generation as well.
 TRANSFORMERS_SOURCE ?= $(VENV_CLIENTS)/transformers
-DEMO := runs/demo
+# What the demo translates numbers into: a language of num2words, such as ko. French is the commands' own default.
+TARGET_LANG ?= fr
+# The first word only: this folder is removed when the demo starts over.
+DEMO := runs/demo$(addprefix -,$(firstword $(filter-out fr,$(TARGET_LANG))))
+# sacreBLEU's tokenizer for Korean wants a package of its own; characters need none.
+DEMO_BLEU := $(if $(filter ko,$(TARGET_LANG)),--bleu_tokenize char)
+DEMO_DATA := $(if $(filter-out fr,$(TARGET_LANG)),--source_lang en --target_lang $(TARGET_LANG) $(DEMO_BLEU))
 # As many test files at a time as there are cores, in the order of tests/conftest.py.
 PYTEST_FLAGS := --numprocesses auto --dist loadfile --no-loadscope-reorder
 
@@ -46,17 +53,20 @@ endef
 # Each demo starts over.
 demo: $(INSTALLED)
 	rm -rf $(DEMO)
-	$(BIN)/vanilla-transformer train --output_dir $(DEMO) --preset tiny \
+	$(BIN)/vanilla-transformer train --output_dir $(DEMO) $(DEMO_DATA) --preset tiny \
 		--config_overrides encoder_layers=2,decoder_layers=2,dropout=0 --label_smoothing_factor 0 --vocab_size 500 \
 		--per_device_train_tokens 1024 --lr_scheduler_type cosine --learning_rate 0.002 --warmup_steps 200 \
 		--max_steps 1400 --eval_steps 350 --save_steps 350 --max_train_samples 15000 --max_eval_samples 200
-	$(BIN)/vanilla-transformer evaluate --model_name_or_path $(DEMO)
+	$(BIN)/vanilla-transformer evaluate --model_name_or_path $(DEMO) $(DEMO_DATA)
 	$(BIN)/vanilla-transformer translate --model_name_or_path $(DEMO) \
 		"seventy-one" "nine hundred and ninety-nine" "twelve thousand, three hundred and forty-five"
 	$(BIN)/vanilla-transformer plot --model_name_or_path $(DEMO) --output_file $(DEMO)/attention.png "seventy-one"
+	$(BIN)/vanilla-transformer illustrate --model_name_or_path $(DEMO) \
+		--output_file $(DEMO)/illustrated.html$(if $(filter ko,$(TARGET_LANG)), --language ko)
 	@echo "The model is in $(abspath $(DEMO))"
 	@echo "Its training curve is $(abspath $(DEMO))/training.png"
 	@echo "What it attends to is $(abspath $(DEMO))/attention.png"
+	@echo "Open it in a browser, and look inside: $(abspath $(DEMO))/illustrated.html"
 
 test: lint
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
@@ -108,7 +118,7 @@ screenshots: $(INSTALLED_BROWSER)
 	$(BIN)/python tests/browser/take_screenshots.py $(DEMO)/illustrated.html docs
 
 clean:
-	rm -rf .venv .venv-lowest .venv-workflows .venv-clients $(DEMO) dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage*
+	rm -rf .venv .venv-lowest .venv-workflows .venv-clients runs/demo runs/demo-ko dist .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .coverage*
 	find src scripts tests -name __pycache__ -prune -exec rm -rf {} +
 
 # torch goes first, as constraints.txt pins it: a range would let pip choose another build, with CUDA packages.

@@ -143,9 +143,9 @@ def test_every_command_and_benchmark_is_shown():
 
 
 def test_make_demo_is_what_the_readme_gives_for_plain_pip():
-    train, evaluate, translate, plot = (command.split() for command in demo_commands())
+    train, evaluate, translate, plot, illustrate = (command.split() for command in demo_commands())
     readme = [command.split() for command in page_commands("README.md")]
-    assert train in readme and evaluate in readme and plot in readme
+    assert all(command in readme for command in (train, evaluate, plot, illustrate))
     assert translate[:4] in [command[:4] for command in readme]
 
 

@@ -27,6 +27,7 @@ COMMANDS = {
     "export": "write a model for MarianMT, CTranslate2 or ONNX",
     "convert": "convert a checkpoint of fairseq",
     "plot": "draw attention or positions",
+    "illustrate": "write a page on which the model explains itself in the browser",
 }
 PROG = "vanilla-transformer"
 SHELLS = ("bash", "zsh", "tcsh")

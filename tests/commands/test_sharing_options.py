@@ -1,4 +1,4 @@
-"""Each option of push, export, convert and plot is obeyed, refused before anything is written, or reported in a line.
+"""Each option of push, export, convert, plot and illustrate is obeyed, refused, or reported in a line.
 
 What is refused here leaves nothing behind.
 """
@@ -14,6 +14,7 @@ from helpers import wordy_model, write_fairseq_checkpoint
 
 from vanilla_transformer.commands.convert import ConvertArguments
 from vanilla_transformer.commands.export import ExportArguments
+from vanilla_transformer.commands.illustrate import IllustrateArguments
 from vanilla_transformer.commands.plot import PlotArguments
 from vanilla_transformer.commands.push import CardArguments, PushArguments
 from vanilla_transformer.data.tokenization import train_tokenizer
@@ -23,6 +24,7 @@ DATACLASSES = {
     "export": (ExportArguments,),
     "convert_checkpoint": (ConvertArguments,),
     "plot_attention": (PlotArguments,),
+    "illustrate": (IllustrateArguments,),
 }
 
 
@@ -52,6 +54,7 @@ def commands(model_folder, tmp_path) -> dict[str, list[str]]:
             "--output_dir",
         ],
         "plot_attention": ["seven", *model, "--output_file"],
+        "illustrate": [*model, "--output_file"],
     }
 
 
@@ -70,6 +73,11 @@ def refusal(run_script, tmp_path):
     return refusal
 
 
+def new(command: str) -> str:
+    """The name of an output of this command."""
+    return "new.html" if command == "illustrate" else "new.png"
+
+
 def value_options() -> typing.Iterator[tuple[str, str]]:
     """Options with a choice of values or a number."""
     for command, types in DATACLASSES.items():
@@ -81,7 +89,7 @@ def value_options() -> typing.Iterator[tuple[str, str]]:
 
 @pytest.mark.parametrize(("command", "name"), list(value_options()))
 def test_a_value_that_is_none_is_refused_by_name(command, name, commands, refusal, tmp_path):
-    assert name in refusal(command, *commands[command], str(tmp_path / "new.png"), f"--{name}", "1.5x")
+    assert name in refusal(command, *commands[command], str(tmp_path / new(command)), f"--{name}", "1.5x")
 
 
 @pytest.mark.parametrize("command", DATACLASSES)
@@ -114,10 +122,15 @@ def test_a_required_option_that_is_missing_is_named(command, refusal):
         ("convert_checkpoint", ["--dict", "no/such.txt"], "no/such.txt"),
         ("plot_attention", ["--positions", "5"], "give either a sentence"),
         ("plot_attention", ["--target", " "], "is blank"),
+        ("illustrate", ["--sentence", " "], "the sentence is blank"),
+        ("illustrate", ["--sentence", "a\nb"], "the sentence has a line break"),
+        ("illustrate", ["--sentence", "seven " * 70], "tokens; give one of at most"),
+        ("illustrate", ["--sentence", "\udcff"], "not valid UTF-8"),
+        ("illustrate", ["--device", "nowhere"], "device is 'nowhere'"),
     ],
 )
 def test_what_can_not_be_is_refused(command, words, message, commands, refusal, tmp_path):
-    assert message in refusal(command, *commands[command], str(tmp_path / "new.png"), *words)
+    assert message in refusal(command, *commands[command], str(tmp_path / new(command)), *words)
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "100001", str(10**30), "nan"])
@@ -141,13 +154,15 @@ def test_a_quantization_that_ctranslate2_has_not_is_refused_before_the_model_is_
         ("push_to_hub", ["--token", "hf_x"], "--token has no effect: nothing is loaded from the Hub"),
         ("plot_attention", ["--token", "hf_x"], "--token has no effect"),
         ("plot_attention", ["--model_revision", "x"], "--model_revision has no effect"),
+        ("illustrate", ["--token", "hf_x"], "--token has no effect"),
+        ("illustrate", ["--trust_remote_code"], "--trust_remote_code has no effect"),
     ],
 )
 def test_what_has_no_effect_is_reported_in_a_line(
     command, words, reported, commands, run_script, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("vanilla_transformer.commands.push.verify", lambda *args, **kwargs: [])
-    code, _, err = run_script(command, *commands[command], tmp_path / "new.png", *words)
+    code, _, err = run_script(command, *commands[command], tmp_path / new(command), *words)
     assert code == 0 and err.startswith("note: ") and reported in err and err.count("\n") == 1, err
 
 
@@ -163,13 +178,13 @@ def test_a_kind_of_attention_has_no_effect_on_positions(model_folder, run_script
 
 @pytest.mark.parametrize("command", DATACLASSES)
 def test_what_exists_is_left_alone(command, commands, refusal, tmp_path):
-    path = tmp_path / "old.png"
+    path = tmp_path / new(command)
     path.write_text("mine")
     assert "exist" in refusal(command, *commands[command], str(path))
     assert path.read_text() == "mine"
 
 
-@pytest.mark.parametrize("command", ["push_to_hub", "export", "plot_attention"])
+@pytest.mark.parametrize("command", ["push_to_hub", "export", "plot_attention", "illustrate"])
 def test_the_folder_of_the_model_is_left_alone(command, commands, refusal, model_folder):
     before = {path: path.read_bytes() for path in model_folder.iterdir()}
     assert refusal(command, *commands[command], str(model_folder))
@@ -179,7 +194,7 @@ def test_the_folder_of_the_model_is_left_alone(command, commands, refusal, model
 @pytest.mark.parametrize("command", DATACLASSES)
 def test_a_place_that_can_not_be_written_is_one_sentence(command, commands, refusal, tmp_path):
     (tmp_path / "file").write_text("mine")
-    assert "can't write" in refusal(command, *commands[command], str(tmp_path / "file" / "new.png"))
+    assert "can't write" in refusal(command, *commands[command], str(tmp_path / "file" / new(command)))
 
 
 @pytest.mark.parametrize("command", DATACLASSES)
@@ -190,4 +205,5 @@ def test_a_full_disk_leaves_nothing_and_is_one_sentence(command, commands, refus
     for name in ("save_pretrained", "_save_pretrained"):
         monkeypatch.setattr(f"transformers.PreTrainedTokenizerBase.{name}", full)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", full)
-    assert "No space left on device" in refusal(command, *commands[command], str(tmp_path / "new.png"))
+    monkeypatch.setattr("vanilla_transformer.data.files.publish", full)
+    assert "No space left on device" in refusal(command, *commands[command], str(tmp_path / new(command)))

@@ -48,6 +48,19 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"can't write into {folder}: {error.strerror}; give another --output_dir") from error
 
 
+def check_new_output(path: str | os.PathLike) -> None:
+    """Refuse a path at which no new file can be written, before anything is computed.
+
+    Raises:
+        UserError: The file exists, or its folder does not or can't be written into.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise _exists(path)
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise UserError(f"can't write the output file {path}: {path.parent} is no folder to write into; check the path")
+
+
 @contextmanager
 def new_output(path: str | os.PathLike, *, binary: bool = False, keep_partial: bool = False) -> Iterator[IO[Any]]:
     """Open a new file for writing; it appears at `path` when the block ends without an error.

@@ -42,10 +42,7 @@ def number_pairs(source_lang: str, target_lang: str, split: str, size: int, seed
         UserError: `num2words` does not know a language or can't write one of the numbers in it, there is no such split,
             or it has fewer numbers than `size`.
     """
-    for lang in (source_lang, target_lang):
-        if lang not in CONVERTER_CLASSES:
-            known = ", ".join(sorted(CONVERTER_CLASSES))
-            raise UserError(f"num2words does not know the language {lang!r}; choose from {known}")
+    _check_languages(source_lang, target_lang)
     numbers = _sample_numbers(split, size, seed)
     return cache_pairs(
         _write_numbers,
@@ -54,6 +51,39 @@ def number_pairs(source_lang: str, target_lang: str, split: str, size: int, seed
         source_lang=source_lang,
         target_lang=target_lang,
     )
+
+
+def short_number_pairs(source_lang: str, target_lang: str, split: str) -> list[PairRow]:
+    """Write out the numbers of a split with at most three digits that are not zero, those with the fewest first.
+
+    These are short sentences, and so rare in a sample that a model may be unsure of them: 13,000 and 20,001 have two.
+
+    Args:
+        source_lang: As in `number_pairs`.
+        target_lang: As in `number_pairs`.
+        split: As in `number_pairs`.
+
+    Raises:
+        UserError: `num2words` does not know a language, or can't write one of the numbers in it.
+    """
+    _check_languages(source_lang, target_lang)
+    digits = {number: len(str(number).replace("0", "")) for number in range(_DIGIT_EDGES[-1])}
+    numbers = [number for number in digits if digits[number] <= 3 and _assign_split(number) == split]
+    numbers.sort(key=digits.__getitem__)
+    return list(_write_numbers(numbers, source_lang, target_lang))
+
+
+def write_number(number: int, lang: str) -> str:
+    """Write out a number from 0 to 999,999 in a language that `num2words` knows, as in the pairs."""
+    return _fast_converter(lang).to_cardinal(number)
+
+
+def _check_languages(*languages: str) -> None:
+    """Refuse languages that `num2words` does not know."""
+    for lang in languages:
+        if lang not in CONVERTER_CLASSES:
+            known = ", ".join(sorted(CONVERTER_CLASSES))
+            raise UserError(f"num2words does not know the language {lang!r}; choose from {known}")
 
 
 def _assign_split(number: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from transformers import PreTrainedModel
 
+from ..data.corpora import Corpus, list_corpora
 from ..errors import UserError
 from .weights import weights_digest
 
@@ -32,6 +33,7 @@ class Data:
     max_target_length: int
     train_pairs: int | None = None
     train_file: str | list[str] | None = None
+    validation_file: str | list[str] | None = None
     dataset_name: str | list[str] | None = None
     train_weights: list[float] | None = None
     streaming: bool = False
@@ -48,6 +50,18 @@ class Data:
         return " to ".join(
             " and ".join(dict.fromkeys(_as_list(languages))) for languages in (self.source_lang, self.target_lang)
         )
+
+    @property
+    def validation_corpora(self) -> list[Corpus]:
+        """The corpora of files, or of embedded numbers, that the run was validated on; none if they are of the Hub.
+
+        Raises:
+            UserError: The numbers of files and languages do not go together.
+        """
+        if self.dataset_name is not None or (self.train_file is not None and self.validation_file is None):
+            return []
+        files, sources, targets = map(_as_list, (self.validation_file, self.source_lang, self.target_lang))
+        return list_corpora(files, [], sources, targets, file_option="validation_file")
 
     @property
     def dataset_names(self) -> list[str]:

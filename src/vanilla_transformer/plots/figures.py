@@ -5,7 +5,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..data.files import new_output
+from ..data.files import check_new_output, new_output
 from ..errors import UserError, first_line, require
 
 if TYPE_CHECKING:
@@ -22,11 +22,7 @@ def check_picture(path: str) -> None:
         UserError: The ending is none of `FORMATS`, the file exists, its folder does not, or matplotlib is missing.
     """
     _find_format(path)
-    if os.path.lexists(path):
-        raise UserError(f"the output file {path} exists already; name a new one, or remove it first")
-    folder = Path(path).parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"can't write the output file {path}: {folder} is no folder to write into; check the path")
+    check_new_output(path)
     require("matplotlib.figure", "plots")
 
 

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import filelock
 from safetensors import SafetensorError, safe_open
@@ -145,6 +146,22 @@ def complete_checkpoints(run_dir: str | Path) -> list[Path]:
 def last_good_checkpoint(run_dir: str | Path) -> Path | None:
     """Return the last complete checkpoint with finite weights, or None."""
     return next((path for path in reversed(complete_checkpoints(run_dir)) if _has_finite_weights(path)), None)
+
+
+def read_log(folder: str | Path) -> list[Any]:
+    """Read the log of a run, `state.log_history`, up to its last complete checkpoint.
+
+    Args:
+        folder: Folder of a run, or of one of its checkpoints.
+
+    Returns:
+        The lines, as far as JSON goes unchecked; none if there is no log that can be read.
+    """
+    folder = Path(folder)
+    checkpoints = [folder] if (folder / TRAINER_STATE_NAME).is_file() else complete_checkpoints(folder)
+    state = _read_json(checkpoints[-1] / TRAINER_STATE_NAME) if checkpoints else None
+    log = state.get("log_history") if isinstance(state, dict) else None
+    return log if isinstance(log, list) else []
 
 
 def _has_finite_weights(checkpoint: Path) -> bool:

@@ -100,6 +100,7 @@ def test_two_processes_resume_with_the_options_of_before(tmp_path, one_process, 
 
 def test_two_processes_share_a_stream(tmp_path):
     stream = "--streaming --shuffle_buffer_size 50 --max_source_length 100 --max_target_length 100".split()
+    stream += "--bpe_dropout 0.2 --ema_decay 0.5 --max_minutes 999".split()  # the same in each process
     output = train(tmp_path / "one", *stream, "--gradient_accumulation_steps", "2")
     assert "of their tokens padding" in output
     train(tmp_path / "two", *stream, processes=2)

@@ -23,6 +23,7 @@ SMALL_BENCHMARKS = {
     ),
     "benchmarks/decoding.py": "--presets tiny --vocab_size 300 --batch_sizes 2 --batches 1 --new_tokens 3 --rounds 1",
     "benchmarks/same_minutes.py": "--minutes 0.01 --trial_steps 2 --test_samples 2",
+    "benchmarks/load_test.py": "--train_files data/multi30k/train --pairs 200",
     "benchmarks/kill_training.py": "--random_kills 0 --event_kills 1",
 }
 RUN_ELSEWHERE = "benchmarks/engines.py"  # minutes: the slow test of tests/convert/test_export.py runs it

@@ -143,7 +143,7 @@ def _order_by_length(
     """
     # 16 bits are sorted by radix, in time that grows as the number of pairs.
     largest = max(source_lengths.max(initial=0), target_lengths.max(initial=0))
-    dtype = np.int16 if largest <= np.iinfo(np.int16).max else np.int64
+    dtype: Any = np.int16 if largest <= np.iinfo(np.int16).max else np.int64
     source, target = source_lengths.astype(dtype), target_lengths.astype(dtype)
     before = None
     if ranks is not None:

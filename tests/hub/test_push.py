@@ -34,6 +34,7 @@ PIPELINE_FILES = {
     "step_decoder_vanilla_transformer.py",
     "integrity_vanilla_transformer.py",
     "eval_mode_vanilla_transformer.py",
+    "language_tags_vanilla_transformer.py",
 }
 ANSWERS = ("AutoConfig: ", "AutoTokenizer: ", "AutoModel: ", "AutoModelForSeq2SeqLM: ")
 

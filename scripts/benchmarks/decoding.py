@@ -10,6 +10,7 @@ python scripts/benchmarks/decoding.py --model_name_or_path runs/en-de --test_fil
 This compares the searches of translate() with a trained model: BLEU, speed, and length of the translations.
 """
 
+import copy
 import statistics
 import tempfile
 import time
@@ -105,10 +106,13 @@ def contenders(preset: str, tokenizer: PreTrainedTokenizerBase, arguments: Bench
     torch.manual_seed(SEED)
     config = VanillaTransformerConfig.preset(preset, vocab_size=len(tokenizer))
     ours = VanillaTransformerForConditionalGeneration(config).eval()
-    marian = to_marian(ours)
+    marian, rounded = to_marian(ours), copy.deepcopy(ours).bfloat16()
     pad, new_tokens = tokenizer.pad_token_id, arguments.new_tokens
     return {
         "ours, the paper's search": through_generate(ours, pad, new_tokens, custom_generate=gnmt_beam_search),
+        "ours, the paper's search, bfloat16": through_generate(
+            rounded, pad, new_tokens, custom_generate=gnmt_beam_search
+        ),
         "ours, generate()": through_generate(ours, pad, new_tokens),
         "MarianMT, generate()": through_generate(marian, pad, new_tokens),
         "CTranslate2, float32": through_ctranslate2(ours, tokenizer, new_tokens, arguments.threads),

@@ -1,5 +1,6 @@
 """`vanilla-transformer evaluate`, as a user runs it."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -47,6 +48,11 @@ def test_evaluates_a_model_on_a_test_set(run_script, folder, model, tokenizer, t
     assert (report["weights"], report["dataset_name"], report["split"]) == (weights_digest(model), None, None)
     assert report["seconds"] > 0 and report["decoding"]["num_beams"] == 2
     assert (tmp_path / "out.txt").read_text().split("\n") == [*map(replace_line_breaks, hypotheses), ""]
+
+    assert report["dtype"] == "float32"
+    _, out, _ = run_script("evaluate_model", *common, "--json", "--dtype", "bfloat16")
+    rounded = copy.deepcopy(model).bfloat16()
+    assert (json.loads(out)["dtype"], json.loads(out)["weights"]) == ("bfloat16", weights_digest(rounded))
 
     code, out, _ = run_script("evaluate_model", *common, "--max_predict_samples", "2")
     expected = corpus_scores(hypotheses[:2], references[:2])

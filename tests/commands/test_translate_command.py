@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 from helpers import NUMBERS
 
+from vanilla_transformer.engines.ctranslate2 import CTranslate2Engine
+from vanilla_transformer.inference.alignments import split_into_words
 from vanilla_transformer.inference.loading import load
 from vanilla_transformer.inference.text_io import replace_line_breaks
 from vanilla_transformer.inference.translate import translate
@@ -97,6 +99,73 @@ def test_json_lines_have_the_source_and_all_translations_with_scores(run_script,
         assert [each["score"] for each in found["translations"]] == pytest.approx(
             [each.score for each in translations], rel=1e-4
         )
+
+
+def test_ctranslate2_translates_from_the_same_command(
+    run_script, refused, folder, model, tokenizer, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("vanilla_transformer.engines.ctranslate2.HF_HOME", str(tmp_path))
+    words = [*NUMBERS, "--model_name_or_path", folder, "--engine", "ctranslate2", "--max_new_tokens", "12"]
+    assert "give normalize 0.6 for length^0.6" in refused("translate", *words)
+    assert not list(tmp_path.iterdir())  # nothing was converted
+    for dtype, settings in (("int8", {"num_beams": 1}), ("float32", {"num_beams": 4, "normalize": 1})):
+        flags = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+        code, out, err = run_script("translate", *words, "--dtype", dtype, *flags)
+        assert (code, err) == (0, "")
+        engine = CTranslate2Engine(model, tokenizer, dtype)
+        search = {"num_beams": 1} if dtype == "int8" else {"num_beams": 4, "search": None, "length_penalty": 1.0}
+        expected = expected_lines(model, tokenizer, engine=engine, max_new_tokens=12, **search)
+        assert out.split("\n") == [*expected, ""]
+    assert len([path for path in tmp_path.rglob("*") if path.is_dir()]) == 4  # two of the cache, and two models
+
+
+def test_lengths_are_normalized_as_generate_does(run_script, folder, model, tokenizer):
+    words = [*NUMBERS, "--model_name_or_path", folder, "--max_new_tokens", "12", "--normalize", "0.5"]
+    code, out, err = run_script("translate", *words, "--num_beams", "3")
+    expected = expected_lines(model, tokenizer, num_beams=3, search=None, length_penalty=0.5, max_new_tokens=12)
+    assert (code, err) == (0, "") and out.split("\n") == [*expected, ""]
+    _, out, err = run_script("translate", *words, "--num_beams", "1")
+    assert err == "note: --normalize has no effect: search with one beam is greedy\n"
+    assert out.split("\n") == [*expected_lines(model, tokenizer, num_beams=1, max_new_tokens=12), ""]
+
+
+def test_lines_are_split_and_joined(run_script, refused, folder, model, tokenizer, tmp_path):
+    lines = ["Seven. Forty-two! One.", "", "seven"]
+    (tmp_path / "in.txt").write_text("".join(f"{line}\n" for line in lines))
+    words = ["--model_name_or_path", folder, "--input_file", str(tmp_path / "in.txt"), "--max_new_tokens", "9"]
+    code, out, err = run_script("translate", *words, "--split_sentences", "--source_lang", "en")
+    assert (code, err) == (0, "")
+    expected = expected_lines(model, tokenizer, ["Seven.", "Forty-two!", "One.", "", "seven"], max_new_tokens=9)
+    assert out.split("\n") == [" ".join(map(str.strip, expected[:3])), *expected[3:], ""]
+    assert "give --source_lang" in refused("translate", *words, "--split_sentences")
+    assert "--num_return_sequences 2 goes with one" in refused(
+        "translate", *words, "--split_sentences", "--num_return_sequences", "2"
+    )
+    assert "--target_prefix goes with one" in refused("translate", *words, "--split_sentences", "--target_prefix", "x")
+    _, _, err = run_script("translate", *words, "--source_lang", "en")
+    assert err == "note: --source_lang has no effect: only --split_sentences needs it\n"
+
+
+def test_alignments_are_appended_as_other_tools_append_them(run_script, folder, model, tokenizer, tmp_path):
+    sentences = [*NUMBERS, "  ", "seven ||| eight"]
+    (tmp_path / "in.txt").write_text("".join(f"{sentence}\r\n" for sentence in sentences))
+    words = ["--model_name_or_path", folder, "--input_file", str(tmp_path / "in.txt"), "--alignments"]
+    settings = {"num_beams": 2, "num_return_sequences": 2, "max_new_tokens": 20}
+    words += [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    code, plain, err = run_script("translate", *words)
+    _, as_json, _ = run_script("translate", *words, "--json")
+    assert (code, err) == (0, "")
+    expected = list(translate(model, tokenizer, sentences, alignments=True, **settings))
+    lines = iter(plain.removesuffix("\n").split("\n"))
+    for sentence, line, translations in zip(sentences, as_json.splitlines(), expected, strict=True):
+        found = json.loads(line)
+        assert found["source_words"] == sentence.split()
+        for translation, described in zip(translations, found["translations"], strict=True):
+            text, separator, alignment = next(lines).rpartition(" ||| ")
+            assert (text, separator) == (replace_line_breaks(translation.text), " ||| ")
+            assert [tuple(map(int, pair.split("-"))) for pair in alignment.split()] == list(translation.alignment)
+            assert [tuple(pair) for pair in described["alignment"]] == list(translation.alignment)
+            assert described["words"] == split_into_words(translation.text)
 
 
 def test_translate_refuses_what_it_cannot_do(refused, folder, tmp_path):

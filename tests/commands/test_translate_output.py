@@ -116,7 +116,7 @@ def test_only_what_is_missing_is_translated(translate, killed_run, small_windows
     monkeypatch.setattr(
         translate_module._SourceBatcher,
         "make_batches",
-        lambda self, window: read.extend(window) or batches(self, window),
+        lambda self, window, numbers: read.extend(window) or batches(self, window, numbers),
     )
     assert translate(tmp_path / "out.txt", "--resume")[0] == 0
     assert read == SENTENCES[4:]
@@ -207,7 +207,12 @@ def test_settings_that_only_the_model_can_refuse_leave_nothing(translate, tmp_pa
         ({"length_penalty": 0.1}, "was made with length_penalty None, not 0.1"),
         ({"batch_tokens": 99}, "was made with batch_tokens 1024, not 99"),
         ({"num_return_sequences": 1}, "was made with num_return_sequences 2, not 1"),
+        ({"dtype": "bfloat16"}, "was made with dtype float32, not bfloat16"),
+        ({"engine": "ctranslate2", "normalize": 1}, "was made with engine torch, not ctranslate2"),
+        ({"normalize": 1}, "was made with normalize None, not 1.0"),
         ("--json", "was made with json False, not True"),
+        ("--alignments", "was made with alignments False, not True"),
+        ({"split_sentences": "True", "source_lang": "en", "num_return_sequences": 1}, "was made with split_sentences"),
         ("model", "was made of another model"),
         ("input", "was made of another input"),
     ],

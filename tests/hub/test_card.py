@@ -396,6 +396,7 @@ def test_scores_of_other_weights_are_refused(model, tmp_path):
         assert read_scores(path, model)["bleu"] == report()["bleu"]
     for content, message in (
         (json.dumps(report(weights="0" * 64)), "has the scores of other weights than this model's"),
+        (json.dumps(report(weights="0" * 64, dtype="bfloat16")), "score this model, without --dtype"),
         (json.dumps({"bleu": 1.0}), "has no bleu_signature; give what vanilla-transformer evaluate --json prints"),
         (json.dumps({"systems": [report()]}), "has the scores of several systems; give those of this model alone"),
         ("[1]", r"holds \[1\]; it must be a JSON object"),

@@ -1,5 +1,6 @@
 """Loading a saved model: what is loaded, and what is refused."""
 
+import copy
 import json
 import math
 import shutil
@@ -279,6 +280,38 @@ def test_each_form_of_a_whole_model_loads(tokenizer, tmp_path, tied, form):
     loaded, _ = load(str(tmp_path), device="cpu")
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
+
+
+@pytest.mark.parametrize("name", ["bfloat16", "float16", "float64"])
+def test_a_model_is_loaded_in_the_dtype_that_is_asked_for(model, saved, name):
+    dtype = getattr(torch, name)
+    expected = copy.deepcopy(model).to(dtype).state_dict()
+    for given in (name, dtype):
+        loaded, _ = load(str(saved), device="cpu", dtype=given)
+        assert loaded.dtype is dtype
+        assert all(torch.equal(weight, expected[key]) for key, weight in loaded.state_dict().items())
+
+
+def test_a_model_that_is_saved_in_bfloat16_is_loaded_so_unless_told(model, tokenizer, tmp_path):
+    copy.deepcopy(model).bfloat16().save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    assert load(str(tmp_path), device="cpu")[0].dtype is torch.bfloat16
+    assert load(str(tmp_path), device="cpu", dtype="float32")[0].dtype is torch.float32
+
+
+def test_a_dtype_is_refused_that_does_not_exist_or_can_not_hold_the_weights(model, tokenizer, saved, tmp_path):
+    for dtype in ("int8", "bf16", torch.int8, ""):
+        with pytest.raises(UserError, match="^dtype is '.*'; it must be auto, float32, bfloat16, float16, float64$"):
+            load(str(saved), device="cpu", dtype=dtype)
+    large = copy.deepcopy(model)
+    large.model.encoder.layers[0].fc1.weight.data[0, 0] = 1e6
+    large.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    load(str(tmp_path), device="cpu", dtype="bfloat16")
+    with pytest.raises(
+        UserError, match=r"fc1\.weight holds NaN or infinity in float16, .* or a dtype of greater range"
+    ):
+        load(str(tmp_path), device="cpu", dtype="float16")
 
 
 @pytest.mark.parametrize("source", ["model.encoder.embed_tokens.weight", "model.decoder.embed_tokens.weight"])

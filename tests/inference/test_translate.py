@@ -16,7 +16,7 @@ from vanilla_transformer.data.tokenization import decode_batch, train_tokenizer
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.inference import translate as decoding
 from vanilla_transformer.inference.loading import load
-from vanilla_transformer.inference.translate import translate, translate_windows
+from vanilla_transformer.inference.translate import Translation, translate, translate_windows
 
 
 def scores(results) -> list[float]:
@@ -128,7 +128,7 @@ def test_several_translations_per_sentence(model, tokenizer):
     results = list(translate(model, tokenizer, SENTENCES, num_beams=4, num_return_sequences=3, **SHORT))
     best = list(translate(model, tokenizer, SENTENCES, num_beams=4, **SHORT))
     assert texts(translations[:1] for translations in results) == texts(best)
-    assert results[2] == results[5] == [("", 0.0)] * 3
+    assert results[2] == results[5] == [Translation("", 0.0)] * 3
     assert len(set(texts(results)[0])) == 3
     for translations in results:
         assert scores([translations]) == sorted(scores([translations]), reverse=True)
@@ -136,7 +136,7 @@ def test_several_translations_per_sentence(model, tokenizer):
 
 def test_blank_sentences_do_not_reach_the_model(model, tokenizer, monkeypatch):
     monkeypatch.setattr(model, "generate", None)
-    assert list(translate(model, tokenizer, ["", " ", "\t\n", "\u3000"])) == [[("", 0.0)]] * 4
+    assert list(translate(model, tokenizer, ["", " ", "\t\n", "\u3000"])) == [[Translation("", 0.0)]] * 4
     assert list(translate(model, tokenizer, [])) == []
 
 

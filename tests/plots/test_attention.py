@@ -107,7 +107,7 @@ def test_the_model_is_left_as_it_was(model, tokenizer, monkeypatch, implementati
     assert (model.config._attn_implementation, model.training) == (implementation, training)
 
     def fail(*args, **kwargs):
-        assert model.config._attn_implementation == "eager" and not model.training
+        assert model.config._attn_implementation == implementation and not model.training
         raise MemoryError
 
     monkeypatch.setattr(model, "forward", fail)

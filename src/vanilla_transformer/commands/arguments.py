@@ -15,7 +15,7 @@ from transformers import HfArgumentParser, PreTrainedModel, PreTrainedTokenizerB
 from ..errors import suggest
 from ..generation_vanilla_transformer import search_settings
 from ..inference.ensemble import Ensemble
-from ..inference.loading import find_device, load_ensemble
+from ..inference.loading import find_device, find_dtype, load_ensemble
 from ..inference.model_files import CONFIG, SavedModel, read_config
 from ..inference.settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, TOO_LONG, check_settings
 
@@ -277,6 +277,9 @@ class LoadingArguments:
     device: str | None = field(
         default=None, metadata={"help": "cpu, cuda, cuda:1, ...; by default cuda if it is there."}
     )
+    dtype: str = field(
+        default="auto", metadata={"help": "What to compute in, such as bfloat16; auto is as the model is saved."}
+    )
 
     def load(self, model_name_or_path: str | Sequence[str]) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
         """Load the model, or several as an ensemble, and the tokenizer; print a line for options without effect."""
@@ -291,6 +294,7 @@ class LoadingArguments:
             token=self.token,
             trust_remote_code=self.trust_remote_code,
             device=self.device,
+            dtype=self.dtype,
         )
         models = model.models if isinstance(model, Ensemble) else [model]
         if self.trust_remote_code and not any(
@@ -339,7 +343,7 @@ class DecodingArguments(LoadingArguments):
             UserError: With the option's name, its value and what is allowed.
         """
         check_settings(**self.settings())
-        find_device(self.device)
+        find_dtype(self.dtype, find_device(self.device))
 
     def report_without_effect(self, model: PreTrainedModel) -> None:
         """Print a line for an option that has no effect with this model."""

@@ -13,10 +13,10 @@ import json
 import math
 import sys
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, tee
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -25,11 +25,17 @@ from transformers.utils.logging import disable_progress_bar
 import vanilla_transformer
 
 from ..data.normal_form import normal_form
+from ..engines.ctranslate2 import CTranslate2Engine, check_compute_type
 from ..errors import UserError
+from ..generation_vanilla_transformer import search_settings
 from ..hub.weights import weights_digest
+from ..inference.alignments import format_alignment, split_into_words
 from ..inference.ensemble import Ensemble
+from ..inference.loading import find_device
+from ..inference.model_files import SavedModel
 from ..inference.output import TranslationOutput
-from ..inference.settings import check_settings
+from ..inference.paragraphs import find_split_language
+from ..inference.settings import check_normalization, check_settings
 from ..inference.source import Source
 from ..inference.text_io import replace_line_breaks
 from ..inference.translate import Translation, translate_windows
@@ -72,11 +78,31 @@ class TranslateArguments:
         default=False,
         metadata={"help": "Each sentence is a JSON object with its source and, if it has one, its target_prefix."},
     )
+    engine: Literal["torch", "ctranslate2"] = field(
+        default="torch", metadata={"help": "Translate by CTranslate2; the model is converted once and cached."}
+    )
+    normalize: float | None = field(
+        default=None,
+        metadata={
+            "help": "Search as generate() and CTranslate2 do, dividing by length^normalize, not as in the paper."
+        },
+    )
     num_return_sequences: int = field(
         default=1, metadata={"help": "Translations per sentence, best first; at most num_beams."}
     )
     json: bool = field(
         default=False, metadata={"help": "Write a JSON object per sentence: source, and translations with scores."}
+    )
+    alignments: bool = field(
+        default=False, metadata={"help": "Append to each translation which words are aligned, as ' ||| 0-0 1-2'."}
+    )
+    split_sentences: bool = field(
+        default=False,
+        metadata={"help": "Split each line into sentences, translate these, and join them to one line again."},
+    )
+    source_lang: str | None = field(
+        default=None,
+        metadata={"help": "Language whose rules split sentences; by default the one that the model was trained on."},
     )
     resume: bool = field(
         default=False, metadata={"help": "Continue an --output_file that an earlier run did not finish."}
@@ -86,12 +112,23 @@ class TranslateArguments:
 def format_lines(sentence: str, translations: list[Translation], as_json: bool) -> list[str]:
     """Format the output for a sentence: a line for each translation, or one of JSON for all."""
     if as_json:
-        found = [
-            {"text": translation.text, "score": None if math.isnan(translation.score) else translation.score}
-            for translation in translations
-        ]
-        return [json.dumps({"source": sentence, "translations": found}, ensure_ascii=False)]
-    return [replace_line_breaks(translation.text) for translation in translations]
+        return [json.dumps(describe_translations(sentence, translations), ensure_ascii=False)]
+    return [
+        replace_line_breaks(translation.text)
+        + ("" if translation.alignment is None else f" ||| {format_alignment(translation.alignment)}")
+        for translation in translations
+    ]
+
+
+def describe_translations(sentence: str, translations: list[Translation]) -> dict[str, Any]:
+    """Collect what the JSON says of a sentence; with alignments also the words that they count."""
+    described: dict[str, Any] = {"source": sentence, "translations": []}
+    for text, score, alignment in translations:
+        described["translations"].append({"text": text, "score": None if math.isnan(score) else score})
+        if alignment is not None:
+            described["source_words"] = split_into_words(sentence)
+            described["translations"][-1] |= {"words": split_into_words(text), "alignment": alignment}
+    return described
 
 
 def check(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
@@ -100,7 +137,17 @@ def check(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
     Raises:
         UserError: One sentence on what to give instead.
     """
-    decoding.check()
+    if arguments.engine == "ctranslate2":
+        check_engine(arguments, decoding)
+    else:
+        decoding.check()
+    if arguments.alignments and len(arguments.model_name_or_path) > 1:
+        raise UserError(
+            "--alignments are those of one model's attention; give one --model_name_or_path, or leave it out"
+        )
+    check_normalization(arguments.normalize)
+    if arguments.normalize is not None and decoding.length_penalty is not None:
+        raise UserError("--normalize and --length_penalty are two penalties of length; give one of the two")
     check_settings(num_return_sequences=arguments.num_return_sequences)
     if arguments.sentences and arguments.input_file:
         raise UserError("there are sentences on the command line and an --input_file as well; give one of the two")
@@ -111,6 +158,11 @@ def check(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
         )
     if arguments.target_prefix == "":
         report_without_effect(["target_prefix"], "it is empty")
+    if arguments.split_sentences and (prefixes or arguments.num_return_sequences > 1):
+        name = f"--{prefixes[0]}" if prefixes else f"--num_return_sequences {arguments.num_return_sequences}"
+        raise UserError(f"{name} goes with one sentence in a line, not with lines that --split_sentences splits")
+    if arguments.source_lang is not None and not arguments.split_sentences:
+        report_without_effect(["source_lang"], "only --split_sentences needs it")
     if arguments.resume and not (arguments.input_file and arguments.output_file):
         raise UserError("--resume continues an --output_file from its --input_file; give both")
     for name in ("input_file", "target_prefix_file"):
@@ -119,12 +171,59 @@ def check(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
             raise UserError(f"--resume needs --{name} to be a file that can be read again; {path} is none")
 
 
+def check_engine(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
+    """Refuse what CTranslate2 can't do, as far as that does not depend on the model.
+
+    Raises:
+        UserError: With the option's name.
+    """
+    replace(decoding, dtype="auto").check()
+    check_compute_type(decoding.dtype, find_device(decoding.device))
+    if len(arguments.model_name_or_path) > 1:
+        raise UserError("--engine ctranslate2 can't do an ensemble; give one --model_name_or_path")
+    for name in ("alignments", "target_prefix", "target_prefix_file", "json_input"):
+        if getattr(arguments, name):
+            reason = ", which gives target prefixes" if name == "json_input" else ""
+            raise UserError(f"--engine ctranslate2 can't do --{name}{reason}; leave out one of the two")
+
+
+def load_engine(
+    arguments: TranslateArguments, decoding: DecodingArguments
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase, CTranslate2Engine | None]:
+    """Load the model and its tokenizer, and the engine; None for torch."""
+    if arguments.engine == "torch":
+        return *decoding.load(arguments.model_name_or_path), None
+    model, tokenizer = replace(decoding, dtype="auto").load(arguments.model_name_or_path)
+    return model, tokenizer, CTranslate2Engine(model, tokenizer, decoding.dtype)
+
+
+def collect_settings(
+    arguments: TranslateArguments, decoding: DecodingArguments, model: PreTrainedModel
+) -> dict[str, Any]:
+    """Collect the keyword arguments for `translate`; print a line for options that have no effect."""
+    decoding.report_without_effect(model)
+    settings = {
+        "num_return_sequences": arguments.num_return_sequences,
+        "target_lang": arguments.target_lang,
+        "alignments": arguments.alignments,
+        **decoding.settings(),
+    }
+    if arguments.normalize is not None:
+        if search_settings(decoding.num_beams or model.generation_config.num_beams, None)["num_beams"] == 1:
+            report_without_effect(["normalize"], "search with one beam is greedy")
+        else:
+            settings |= {"search": None, "length_penalty": arguments.normalize}
+    return settings
+
+
 def describe_source(
     source: Source,
     arguments: TranslateArguments,
     decoding: DecodingArguments,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    split_language: str | None,
+    engine: CTranslate2Engine | None,
 ) -> dict[str, Any] | None:
     """Collect what an output is made from, so that it is continued only with the same; None if it can't be."""
     if source.digests is None:
@@ -142,11 +241,16 @@ def describe_source(
     ]
     return {
         **source.digests,
+        "engine": arguments.engine,
+        # Before the model, whose weights differ with it.
+        "dtype": engine.dtype if engine else str(model.dtype).removeprefix("torch."),
         "model": hashlib.sha256("\n".join(parts).encode()).hexdigest(),
         "version": vanilla_transformer.__version__,
         "device": model.device.type,
-        "dtype": str(model.dtype),
         "json": arguments.json,
+        "alignments": arguments.alignments,
+        "split_sentences": split_language,
+        "normalize": arguments.normalize,
         "num_return_sequences": arguments.num_return_sequences,
         "target_lang": arguments.target_lang,
         **decoding.settings(),
@@ -181,21 +285,28 @@ def run(arguments: TranslateArguments, decoding: DecodingArguments) -> None:
         if arguments.resume and not output.is_unfinished:
             print(f"note: there is no unfinished {output.path} to resume; starting it", file=sys.stderr)
 
-    model, tokenizer = decoding.load(arguments.model_name_or_path)
-    decoding.report_without_effect(model)
+    split_language = None
+    if arguments.split_sentences:
+        saved = SavedModel(arguments.model_name_or_path[0], decoding.model_revision, decoding.token)
+        split_language = find_split_language(saved, arguments.source_lang)
+    model, tokenizer, engine = load_engine(arguments, decoding)
+    settings = {
+        **collect_settings(arguments, decoding, model),
+        "split_sentences": split_language,
+        "engine": engine,
+    }
     if not arguments.sentences and not arguments.input_file and sys.stdin.isatty():
         print("Type one sentence per line; Ctrl-D ends.", file=sys.stderr)
-    settings = {
-        "num_return_sequences": arguments.num_return_sequences,
-        "target_lang": arguments.target_lang,
-        **decoding.settings(),
-    }
     # Checks the settings before there is a file.
     translate_windows(model, tokenizer, [], target_prefix=arguments.target_prefix, **settings)
+    if engine is not None:
+        engine.load()
     with (
         nullcontext()
         if output is None
-        else output.open(describe_source(source, arguments, decoding, model, tokenizer)) as writer
+        else output.open(
+            describe_source(source, arguments, decoding, model, tokenizer, split_language, engine)
+        ) as writer
     ):
         done = writer.done if writer else 0
         sentences, prefixes = source.read(done)

@@ -10,6 +10,9 @@ from ..errors import UserError, require
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from .weight_layout import check_model_class, float32_copy
 
+# Length of the table of positions. By default CTranslate2 cuts sources after as many tokens.
+MAX_POSITIONS = 1024
+
 
 def to_ctranslate2(
     model: PreTrainedModel,

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import UserError, require
 from ..modeling_vanilla_transformer import VanillaTransformerStack
+from .ctranslate2 import MAX_POSITIONS
 
 _ctranslate2 = require("ctranslate2", extra="ct2")
 
@@ -21,10 +22,6 @@ _converters = _ctranslate2.converters.transformers
 
 
 _specs = _ctranslate2.specs.transformer_spec
-
-
-# Length of the table of positions. By default CTranslate2 cuts sources after as many tokens.
-MAX_POSITIONS = 1024
 
 
 @_converters.register_loader("VanillaTransformerConfig")

@@ -267,7 +267,9 @@ def read_scores(path: str | Path, model: PreTrainedModel) -> dict[str, Any]:
         raise UserError(f"{path} has the scores of several systems; give those of this model alone")
     Report.from_mapping(report, str(path))
     if "weights" in report and report["weights"] != weights_digest(model):
-        raise UserError(f"{path} has the scores of other weights than this model's; score this model")
+        dtype = str(model.dtype).removeprefix("torch.")
+        rounded = "" if report.get("dtype", dtype) == dtype else ", without --dtype"
+        raise UserError(f"{path} has the scores of other weights than this model's; score this model{rounded}")
     return report
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import PreTrainedTokenizerFast, find_difference
@@ -13,6 +14,7 @@ from ..errors import UserError, first_line
 from .ensemble import as_one_model
 from .model_files import (
     CONFIG,
+    DTYPES,
     SavedModel,
     check_auto_map,
     check_finite,
@@ -35,6 +37,7 @@ def load(
     token: str | None = None,
     trust_remote_code: bool = False,
     device: str | None = None,
+    dtype: str | torch.dtype = "auto",
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a saved model and its tokenizer for inference.
 
@@ -47,15 +50,18 @@ def load(
         token: Access token for a private repository. Defaults to the one stored by `hf auth login`.
         trust_remote_code: Allow the model's own code files to run.
         device: Device of the model, such as "cpu" or "cuda:1". Defaults to "cuda" if available, else "cpu".
+        dtype: Dtype of the weights and of what is computed with them, such as "bfloat16", as in `from_pretrained`;
+            "auto" for that of the saved weights. Scores are computed in float32 in any case.
 
     Returns:
         The model, in eval mode, and the tokenizer.
 
     Raises:
         UserError: The model does not exist, is incomplete, damaged or of another kind, its tokenizer does not fit, or
-            the device can't be used.
+            the device or the dtype can't be used.
     """
     target = find_device(device)
+    target_dtype = find_dtype(dtype, target)
     path = Path(model_name_or_path)
     if not model_name_or_path:
         raise UserError("the name of the model is empty; give a folder, or the id of a repository on the Hub")
@@ -71,6 +77,7 @@ def load(
         check_weights(config, weights, saved.require(CONFIG))
 
     options: dict[str, Any] = {"revision": model_revision, "token": token, "trust_remote_code": trust_remote_code}
+    options["dtype"] = "auto" if target_dtype is None else target_dtype
     try:
         model, loaded = AutoModelForSeq2SeqLM.from_pretrained(
             model_name_or_path, config=config, use_safetensors=True, output_loading_info=True, **options
@@ -83,7 +90,7 @@ def load(
                 f"can't load the model {model_name_or_path}: {kind.replace('_', ' ')} in its weight files, such as "
                 f"{min(loaded[kind])}; save or download the model again"
             )
-    check_finite(model.named_parameters(), model_name_or_path)
+    check_finite(model.named_parameters(), model_name_or_path, target_dtype)
 
     tokenizer = load_tokenizer(model_name_or_path, model_revision=model_revision, token=token)
     check_tokenizer(tokenizer, model, model_name_or_path)
@@ -149,6 +156,37 @@ def find_device(device: str | None = None) -> torch.device:
         raise UserError(
             f"device is {device!r}, which can't be used ({first_line(error)[:100]}); there is {', '.join(available)}"
         ) from error
+
+
+def find_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype | None:
+    """Return the dtype to compute in, after a try.
+
+    Args:
+        dtype: A dtype or its name, such as "bfloat16"; "auto" for that of the saved weights.
+        device: Where to compute.
+
+    Returns:
+        The dtype; None for "auto".
+
+    Raises:
+        UserError: There is no such dtype, or the device can't compute in it.
+    """
+    if dtype == "auto":
+        return None
+    name = str(dtype).removeprefix("torch.")
+    if name not in DTYPES:
+        raise UserError(f"dtype is {name!r}; it must be auto, {', '.join(DTYPES)}")
+    found: torch.dtype = getattr(torch, name)
+    try:
+        x = torch.ones(1, 2, 2, dtype=found, device=device)
+        x = F.layer_norm(F.linear(x, x[0]), (2,))
+        F.scaled_dot_product_attention(x, x, x).sum().item()
+    except (RuntimeError, TypeError) as error:  # as different devices raise
+        raise UserError(
+            f"dtype is {name!r}, in which the device {device} can't compute ({first_line(error)[:100]}); give float32, "
+            "or another device"
+        ) from error
+    return found
 
 
 def load_tokenizer(

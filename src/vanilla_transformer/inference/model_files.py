@@ -32,7 +32,7 @@ MAX_JSON_BYTES = 10_000_000
 MAX_UNCHECKED_LAYERS = 1000  # more layers than this need as many tensors in the weight files
 MAX_LABELS = 10_000
 
-DTYPES = ("float32", "float16", "bfloat16", "float64")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 SAFETENSORS_DTYPES = ("F32", "F16", "BF16", "F64")
 
 
@@ -350,21 +350,26 @@ def _name_some(names: list[str]) -> str:
     return f"{names[0]}{others}"
 
 
-def check_finite(named_weights: Iterable[tuple[str, torch.Tensor]], where: str | Path) -> None:
+def check_finite(
+    named_weights: Iterable[tuple[str, torch.Tensor]], where: str | Path, dtype: torch.dtype | None = None
+) -> None:
     """Refuse weights that hold NaN or infinity.
 
     Args:
         named_weights: Names and tensors, as from `named_parameters`.
         where: Folder, file or repository of the model, for errors.
+        dtype: What the weights were converted to; None for nothing.
 
     Raises:
         UserError: With the name of the first such weight.
     """
     for name, weight in named_weights:
         if not torch.isfinite(weight).all():
+            converted = "" if dtype is None else f" in {dtype}".replace("torch.", "")
+            remedy = "give an earlier checkpoint" + (", or a dtype of greater range" if converted else "")
             raise UserError(
-                f"{where}: the weight {name} holds NaN or infinity, as after a training run that diverged; give an "
-                "earlier checkpoint"
+                f"{where}: the weight {name} holds NaN or infinity{converted}, as after a training run that diverged; "
+                f"{remedy}"
             )
 
 

@@ -44,6 +44,16 @@ def check_settings(
         raise UserError(f'too_long is {too_long!r}; it must be "cut" or "refuse"')
 
 
+def check_normalization(normalize: float | None) -> None:
+    """Refuse an exponent of the length that no search can have; None is not given.
+
+    Raises:
+        UserError: With name, value and what is allowed.
+    """
+    if normalize is not None and not (is_finite_number(normalize) and abs(normalize) <= MAX_LENGTH_PENALTY):
+        raise UserError(f"normalize is {normalize}; it must be from -{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}")
+
+
 def is_integer(value: Any) -> bool:
     """Return whether a value is an integer and no bool."""
     return isinstance(value, int) and not isinstance(value, bool)

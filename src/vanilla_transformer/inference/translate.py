@@ -5,8 +5,9 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -19,7 +20,9 @@ from ..data.tokenization import check_added_tokens, decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
-from .ensemble import as_one_model
+from .alignments import Alignment, align
+from .ensemble import Ensemble, as_one_model
+from .paragraphs import SentenceSplitter, join_translations
 from .prefixes import TargetPrefix, TargetPrefixes, TargetPrefixLogitsProcessor, longest_translation
 from .settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, check_settings
 
@@ -40,10 +43,34 @@ class Translation(NamedTuple):
         score: log P(Y|X) / ((5 + |Y|) / 6)^alpha with the paper's search; alpha is 0 with one beam (greedy search).
             Y is the whole translation, a target prefix included. 0 for the translation of a blank sentence, which is
             not searched for, NaN if another search returns no scores.
+        alignment: Pairs of a source word and a target word, counted from 0, in the order of the target, if alignments
+            are asked for; words are those of `alignments.split_into_words`.
     """
 
     text: str
     score: float
+    alignment: Alignment | None = None
+
+
+class Sentence(NamedTuple):
+    """A sentence of a batch: its text, its token ids, and what its translation must begin with."""
+
+    text: str
+    ids: list[int]
+    prefix: TargetPrefix
+
+
+Generate = Callable[[list[Sentence]], list[Translation]]  # `num_return_sequences` for each sentence, best first
+
+
+class Engine(Protocol):
+    """Another program that translates in place of a model."""
+
+    def check(self, config: GenerationConfig, settings: dict[str, Any], max_source_length: int) -> None:
+        """Raise UserError for what it can't do; `config` is the model's generation config with the `settings`."""
+
+    def generate(self, token_ids: list[list[int]], config: GenerationConfig) -> list[Translation]:
+        """Translate a batch of token ids: `num_return_sequences` translations for each source, best first."""
 
 
 def translate(
@@ -100,6 +127,9 @@ def translate_windows(
     target_lang: str | None = None,
     search: Callable | None = gnmt_beam_search,
     target_prefix: str | Iterable[str] | None = None,
+    alignments: bool = False,
+    split_sentences: str | None = None,
+    engine: Engine | None = None,
     first_sentence: int = 1,
     bar: tqdm | None = None,
     **generate_kwargs: Any,
@@ -125,6 +155,12 @@ def translate_windows(
         search: Passed to `generate()` as `custom_generate`; None for the searches of transformers.
         target_prefix: A text that every translation must begin with, or an iterable with one text per sentence, empty
             where there is none. A prefix is cut into tokens as the tokenizer cuts it alone.
+        alignments: Whether to align the words of each translation to those of its source.
+        split_sentences: Language by whose rules each text is split into sentences, such as "en". They are translated
+            one by one and joined, see `paragraphs.join_translations`; all limits are those of a sentence. Needs the
+            extra `sentences`. None to translate each text as one sentence.
+        engine: Translates in place of the model, such as a `CTranslate2Engine` made from it; what it can't do is
+            refused. None for the model itself.
         first_sentence: Number of the first sentence in warnings and errors.
         bar: A progress bar that counts sentences.
         **generate_kwargs: Other arguments of `generate()`, such as `length_penalty` or `max_new_tokens`. Defaults come
@@ -149,6 +185,14 @@ def translate_windows(
         max_source_length=max_source_length,
         too_long=too_long,
     )
+    splitter = None if split_sentences is None else SentenceSplitter(split_sentences)
+    if splitter is not None and num_return_sequences > 1:
+        raise UserError(
+            f"num_return_sequences is {num_return_sequences}, but the best translations of a text's sentences do not "
+            "make its best ones; with split_sentences it must be 1"
+        )
+    if splitter is not None and target_prefix is not None:
+        raise UserError("target_prefix goes with sentences, not with texts that are split; leave out split_sentences")
     check_added_tokens(tokenizer)
     check_target_lang(tokenizer, target_lang)
     model = as_one_model(model)
@@ -167,6 +211,18 @@ def translate_windows(
         config.update(**settings)
     except ValueError as error:
         raise UserError(str(error)) from error
+    if isinstance(model, Ensemble) and (alignments or engine is not None):
+        raise UserError(f"{'alignments' if alignments else 'an engine'} can't be had of an ensemble; give one model")
+    generate: Generate = partial(_generate, model, tokenizer, settings)
+    if engine is not None:
+        if alignments or target_prefix is not None:
+            raise UserError(
+                f"an engine can't do {'alignments' if alignments else 'target_prefix'}; leave out one of the two"
+            )
+        engine.check(config, settings, max_source_length)
+        generate = partial(_generate_by_engine, engine, config)
+    if alignments:
+        generate = partial(_generate_aligned, model, tokenizer, settings, target_lang)
     batcher = _SourceBatcher(
         tokenizer,
         batch_tokens,
@@ -177,7 +233,9 @@ def translate_windows(
         target_lang=target_lang,
     )
     prefixes = TargetPrefixes(tokenizer, target_prefix, first_sentence)
-    return _translate(model, tokenizer, iter(windows), batcher, prefixes, bar, settings, config)
+    longest = partial(_longest_translation, config, settings)
+    blank = Translation("", 0.0, () if alignments else None)
+    return _translate(generate, iter(windows), batcher, prefixes, splitter, bar, longest, blank, num_return_sequences)
 
 
 def _check_beams(num_beams: int, num_return_sequences: int, vocab_size: int) -> None:
@@ -189,39 +247,60 @@ def _check_beams(num_beams: int, num_return_sequences: int, vocab_size: int) -> 
 
 
 def _translate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    generate: Generate,
     windows: Iterator[list[str]],
     batcher: "_SourceBatcher",
     target_prefixes: TargetPrefixes,
+    splitter: SentenceSplitter | None,
     bar: tqdm | None,
-    settings: dict[str, Any],
-    config: GenerationConfig,
+    longest: Callable[[int], int | None],
+    blank: Translation,
+    per_sentence: int,
 ) -> Iterator[list[Translation]]:
-    """Translate with checked arguments; a generator, so nothing runs before the first translation is asked for."""
-    per_sentence = settings["num_return_sequences"]
+    """Translate with checked arguments; a generator, so nothing runs before the first translation is asked for.
+
+    Args:
+        generate: Gives the translations of a batch.
+        windows: Lists of texts.
+        batcher: Makes batches of sentences.
+        target_prefixes: What each sentence's translation begins with.
+        splitter: Splits texts into sentences; None for texts of one sentence.
+        bar: A progress bar that counts texts.
+        longest: Gives how many tokens the translation of a source of so many tokens may have; None if not known.
+        blank: The translation of a blank sentence.
+        per_sentence: Translations for each sentence.
+    """
     with nullcontext() if bar is None else bar:
         for window in windows:
-            prefixes = target_prefixes.take(len(window))
-            translations = [[Translation(prefix.text, 0.0)] * per_sentence for prefix in prefixes]
-            batches = list(batcher.make_batches(window))
+            texts = [[text] if splitter is None else splitter.split(text) for text in window]
+            sentences = list(chain.from_iterable(texts))
+            numbers = [number for number, text in enumerate(texts) for _ in text]
+            prefixes = target_prefixes.take(len(sentences))
+            translations = [[blank._replace(text=prefix.text)] * per_sentence for prefix in prefixes]
+            batches = list(batcher.make_batches(sentences, numbers))
             for index, ids in chain.from_iterable(batches):
-                prefixes[index].check_length(_longest_translation(config, settings, len(ids)))
-            blank = len(window)
+                prefixes[index].check_length(longest(len(ids)))
+            waiting = len(window)
             for batch in batches:
-                forced = [prefixes[index] for index, _ in batch]
-                generated = _generate(model, tokenizer, [ids for _, ids in batch], forced, settings)
+                generated = generate([Sentence(sentences[index], ids, prefixes[index]) for index, ids in batch])
                 for row, (index, _) in enumerate(batch):
                     # Two per sentence: generated = [row 0 best, row 0 second, row 1 best, row 1 second, ...]
                     translations[index] = generated[row * per_sentence : (row + 1) * per_sentence]
                     for translation in translations[index]:
                         prefixes[index].check_beginning(translation.text)
-                blank -= len(batch)
+                # A text counts with its last sentence.
+                ended = sum(numbers[index] not in numbers[index + 1 : index + 2] for index, _ in batch)
+                waiting -= ended
                 if bar is not None:
-                    bar.update(len(batch))
+                    bar.update(ended)
             if bar is not None:
-                bar.update(blank)
-            yield from translations
+                bar.update(waiting)
+            if splitter is None:
+                yield from translations
+                continue
+            found = iter(translations)
+            for text, parts in zip(window, texts, strict=True):
+                yield [join_translations(text, parts, [best for (best,) in islice(found, len(parts))])]
         target_prefixes.check_end()
 
 
@@ -254,13 +333,19 @@ class _SourceBatcher:
         self.max_source_length, self.too_long = max_source_length, too_long
         self.first_sentence = first_sentence  # number of the first sentence of the next window
 
-    def make_batches(self, window: list[str]) -> Iterator[list[tuple[int, list[int]]]]:
-        """Yield batches of (index in the window, token ids), longest sentences first; blank sentences are left out."""
+    def make_batches(self, window: list[str], numbers: list[int]) -> Iterator[list[tuple[int, list[int]]]]:
+        """Yield batches of (index in the window, token ids), longest sentences first; blank sentences are left out.
+
+        Args:
+            window: The sentences.
+            numbers: For each the number of the text that it is from, from 0.
+        """
         indices = [index for index, sentence in enumerate(window) if sentence.strip()]
         sources = prepare_sources(self.tokenizer, [window[index] for index in indices], self.target_lang)
         token_ids = self.tokenizer(sources, verbose=False)["input_ids"] if sources else []
-        pairs = list(zip(indices, map(self._limit_length, indices, token_ids), strict=True))
-        self.first_sentence += len(window)
+        limited = map(self._limit_length, [numbers[index] for index in indices], token_ids)
+        pairs = list(zip(indices, limited, strict=True))
+        self.first_sentence += numbers[-1] + 1 if numbers else 0
         batch: list[tuple[int, list[int]]] = []
         for index, ids in sorted(pairs, key=lambda pair: len(pair[1]), reverse=True):
             if batch and (len(batch) + 1) * max(len(batch[0][1]), self.min_counted_length) > self.batch_tokens:
@@ -270,12 +355,12 @@ class _SourceBatcher:
         if batch:
             yield batch
 
-    def _limit_length(self, index: int, ids: list[int]) -> list[int]:
-        """Return the ids of sentence `index` of the window, truncated to `max_source_length` with `</s>` kept."""
+    def _limit_length(self, number: int, ids: list[int]) -> list[int]:
+        """Return the ids of a sentence of text `number`, truncated to `max_source_length` with `</s>` kept."""
         if len(ids) <= self.max_source_length:
             return ids
         fault = (
-            f"sentence {self.first_sentence + index:,} has {len(ids):,} tokens, more than max_source_length "
+            f"sentence {self.first_sentence + number:,} has {len(ids):,} tokens, more than max_source_length "
             f"{self.max_source_length:,}"
         )
         if self.too_long == "refuse":
@@ -285,17 +370,45 @@ class _SourceBatcher:
 
 
 def _generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], batch: list[Sentence]
+) -> list[Translation]:
+    """Translate a batch by `generate()`."""
+    return _run_generate(model, tokenizer, settings, batch)[0]
+
+
+def _generate_by_engine(engine: Engine, config: GenerationConfig, batch: list[Sentence]) -> list[Translation]:
+    """Translate a batch by an engine."""
+    with _explain_memory(len(batch), config.num_beams or 1):
+        return engine.generate([sentence.ids for sentence in batch], config)
+
+
+def _generate_aligned(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    token_ids: list[list[int]],
-    prefixes: list[TargetPrefix],
     settings: dict[str, Any],
+    target_lang: str | None,
+    batch: list[Sentence],
 ) -> list[Translation]:
+    """Translate a batch by `generate()`, and align the words."""
+    translations, sequences = _run_generate(model, tokenizer, settings, batch)
+    sources, source_ids = [sentence.text for sentence in batch], [sentence.ids for sentence in batch]
+    with _explain_memory(len(batch), settings["num_beams"]), eval_mode(model):
+        aligned = align(model, tokenizer, sources, source_ids, sequences, target_lang)
+    return [each._replace(alignment=own) for each, own in zip(translations, aligned, strict=True)]
+
+
+def _run_generate(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, settings: dict[str, Any], batch: list[Sentence]
+) -> tuple[list[Translation], torch.Tensor]:
     """Run `generate()` in eval mode on a batch of token ids, padded on the right, with a target prefix for each.
+
+    Returns:
+        The translations, and their ids with the start token, int64, [translations, length].
 
     Raises:
         UserError: There is too little memory.
     """
+    token_ids, prefixes = [sentence.ids for sentence in batch], [sentence.prefix for sentence in batch]
     if any(prefix.ids for prefix in prefixes):
         processors = [*(settings.get("logits_processor") or ()), TargetPrefixLogitsProcessor(prefixes)]
         settings = {**settings, "logits_processor": LogitsProcessorList(processors)}
@@ -313,7 +426,8 @@ def _generate(
         )
     texts = decode_batch(tokenizer, output.sequences)
     scores = output.get("sequences_scores")
-    return list(map(Translation, texts, [math.nan] * len(texts) if scores is None else scores.tolist()))
+    scores = [math.nan] * len(texts) if scores is None else scores.tolist()
+    return list(map(Translation, texts, scores)), output.sequences
 
 
 @contextmanager

@@ -2,11 +2,10 @@
 
 import logging
 import textwrap
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from unicodedata import category, east_asian_width
 
 import numpy as np
@@ -17,6 +16,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from ..errors import UserError, require
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
+from ..inference.alignments import with_attention_weights
 from ..modeling_vanilla_transformer import shift_right
 from .figures import DPI
 
@@ -89,8 +89,8 @@ def attention_maps(
     """Run the model over a source and a target, and keep what attends to what.
 
     Args:
-        model: The model, on any device, in any dtype and mode and with any attention implementation; mode and
-            implementation are the same afterwards.
+        model: The model, on any device, in any dtype and mode and with any attention implementation; its mode is
+            restored.
         tokenizer: The model's tokenizer.
         source: One text.
         target: Its translation; by default the model's own, as `translate` gives it.
@@ -116,8 +116,8 @@ def attention_maps(
         else:
             labels = _ids(model, tokenizer, target)
             decoder_input_ids = shift_right(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
-        with _eager(model):
-            outputs = model(**inputs, decoder_input_ids=decoder_input_ids, output_attentions=True, use_cache=False)
+        readable: Any = with_attention_weights(model)
+        outputs = readable(**inputs, decoder_input_ids=decoder_input_ids, output_attentions=True, use_cache=False)
     stacks = (outputs.encoder_attentions, outputs.decoder_attentions, outputs.cross_attentions)
     return AttentionMaps(
         token_labels(tokenizer, input_ids[0].tolist()),
@@ -129,17 +129,6 @@ def attention_maps(
 def _ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, text: str) -> torch.Tensor:
     """int64 of shape [1, length], on the model's device."""
     return torch.tensor([tokenizer(text, verbose=False)["input_ids"]], device=model.device)
-
-
-@contextmanager
-def _eager(model: PreTrainedModel) -> Iterator[None]:
-    """Equation 1 step by step, which alone gives the weights, and afterwards the implementation that was."""
-    implementation = model.config._attn_implementation
-    model.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(implementation)
 
 
 def token_labels(tokenizer: PreTrainedTokenizerBase, token_ids: Iterable[int]) -> tuple[str, ...]:

@@ -177,7 +177,7 @@ function pageHead({ store, texts, payload }, language, speak) {
     ["layers", `${config.encoder_layers} + ${config.decoder_layers}`],
     ["heads", heads.join(" / ")],
     ["dModel", count(config.d_model)],
-    ["dKey", heads.map((head) => config.d_model / h).join(" / ")],
+    ["dKey", heads.map((head) => config.d_model / head).join(" / ")],
     ["ffn", count(config.encoder_ffn_dim)],
     ["vocabulary", count(config.vocab_size)],
   ];

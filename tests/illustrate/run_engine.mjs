@@ -43,8 +43,9 @@ const RUN = {
   search({ payload, weights, sources, settings }) {
     const model = loadModel(payload, weights);
     return settings.map((options) =>
-      sources.map((source) => {
-        const found = search(model, source, options);
+      sources.map((source, i) => {
+        const encoded = i % 2 ? model.encode(source) : undefined; // both ways
+        const found = search(model, source, { ...options, encoded });
         return { ...found, nearest: nearestDecision(found) };
       }),
     );
@@ -54,7 +55,8 @@ const RUN = {
 /** Write matrices as lists of rows. */
 function plain(value) {
   if (value?.data instanceof Float32Array) {
-    return Array.from({ length: value.rows }, (_, i) => Array.from(value.data.slice(i * value.cols, (i + 1) * value.cols)));
+    const { data, rows, cols } = value;
+    return Array.from({ length: rows }, (_, i) => Array.from(data.slice(i * cols, (i + 1) * cols)));
   }
   if (Array.isArray(value)) return value.map(plain);
   if (value && typeof value === "object") {

@@ -1,7 +1,7 @@
 // Matrices of 32-bit floats, and the few operations that the paper's formulas are made of.
 //
-// A matrix is {data: Float32Array, rows, cols}; row i is data[i * cols .. (i + 1) * cols - 1]. Sums are taken in 64 bits
-// and rounded once, when they are stored.
+// A matrix is {data: Float32Array, rows, cols}; row i is data[i * cols .. (i + 1) * cols - 1]. Sums are taken in 64
+// bits and rounded once, when they are stored.
 
 export function zeros(rows, cols) {
   return { data: new Float32Array(rows * cols), rows, cols };

@@ -32,7 +32,10 @@ export class Model {
     this.config = config;
     this.generation = generation;
     const tensor = (name) => tensors[name] ?? tensors["shared.weight"];
-    this.embeddings = { encoder: tensor("encoder.embed_tokens.weight"), decoder: tensor("decoder.embed_tokens.weight") };
+    this.embeddings = {
+      encoder: tensor("encoder.embed_tokens.weight"),
+      decoder: tensor("decoder.embed_tokens.weight"),
+    };
     this.outputMatrix = tensor("lm_head.weight"); // [vocabulary, d_model]
     this.activation = ACTIVATIONS[config.activation_function];
     this.encoderLayers = layersOf(tensors, "encoder", config.encoder_layers);
@@ -41,7 +44,7 @@ export class Model {
 
   // 3.1 Encoder and decoder stacks
 
-  /** Encode a source: its ids, `</s>` included. Without `positions` the encoder can't tell in which order words stand. */
+  /** Encode a source: its ids, `</s>` included. Without `positions` the encoder does not see the order of words. */
   encode(ids, { positions = true } = {}) {
     const embedding = this.embed(ids, "encoder", positions ? 0 : null);
     const layers = [];
@@ -100,8 +103,8 @@ export class Model {
   // 3.4 Embeddings and softmax
 
   /**
-   * Rows of the embedding matrix times sqrt(d_model), plus positions: each [length, d_model]. Positions are counted from
-   * `first` on, by `stride`; with null in place of a first position there are none.
+   * Rows of the embedding matrix times sqrt(d_model), plus positions: each [length, d_model]. Positions are counted
+   * from `first` on, by `stride`; with null in place of a first position there are none.
    */
   embed(ids, stack, first = 0, stride = 1) {
     const matrix = this.embeddings[stack];
@@ -125,8 +128,8 @@ export class Model {
   // 3.5 Positional encoding
 
   /**
-   * PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(...) for `length` positions: first, first + stride,
-   * and so on.
+   * PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(...) for `length` positions: first,
+   * first + stride, and so on.
    *
    * The convention "fairseq" counts from pad_token_id + 1 and divides by d_model - 2.
    */
@@ -178,7 +181,13 @@ export class Model {
         newStates[n].layers.push({ ...layers[i], keys, values });
       });
       const caches = newStates.map(({ layers }) => layers[i]);
-      const attended = attendEach(x, caches.map((c) => c.keys), caches.map((c) => c.values), weights.self_attn, heads);
+      const attended = attendEach(
+        x,
+        caches.map((cache) => cache.keys),
+        caches.map((cache) => cache.values),
+        weights.self_attn,
+        heads,
+      );
       x = residual(x, attended, weights.self_attn_layer_norm).normalized;
       const read = attendEach(
         x,

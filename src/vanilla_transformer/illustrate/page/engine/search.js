@@ -12,7 +12,7 @@ export function lengthPenaltyOf(length, alpha) {
 
 /**
  * Search for the hypotheses Y with the highest log P(Y|X) / ((5 + |Y|) / 6)^alpha. With one beam alpha is 0 and the
- * search is greedy.
+ * search is greedy. `encoded` is what the model's encoder makes of the source, where that is known already.
  *
  * Returns the best hypotheses, best first, and what happened at each step, to draw the tree. A node is {id, parent,
  * token, logProb}: the hypothesis that ends with this token, and its log-probability. Node 0 is the start token.
@@ -20,7 +20,7 @@ export function lengthPenaltyOf(length, alpha) {
  * reach, `toBeat` the worst score among the results so far; the search goes on while the first is greater.
  */
 export function search(model, sourceIds, options = {}) {
-  const { numBeams = 4, lengthPenalty = 0.6, numReturnSequences = 1 } = options;
+  const { numBeams = 4, lengthPenalty = 0.6, numReturnSequences = 1, encoded = model.encode(sourceIds) } = options;
   const alpha = numBeams > 1 ? lengthPenalty : 0;
   const limit = lengthLimit(model.generation, sourceIds.length, options.maxNewTokens);
   const ends = new Set(model.generation.eos_token_id);
@@ -28,7 +28,7 @@ export function search(model, sourceIds, options = {}) {
   const candidateCount = numBeams * (ends.size ? 1 + model.generation.eos_token_id.length : 2);
 
   const start = { id: 0, parent: null, token: model.generation.decoder_start_token_id, logProb: 0, length: 0 };
-  start.state = model.startDecoding(model.encode(sourceIds));
+  start.state = model.startDecoding(encoded);
   const nodes = [start];
   let alive = [start];
   let finished = [];
@@ -40,7 +40,8 @@ export function search(model, sourceIds, options = {}) {
     // An end counts only among the best `numBeams` candidates; the others are there to fill the places of these.
     const newlyFinished = candidates.slice(0, numBeams).filter(ended);
     const goingOn = candidates.filter((candidate) => !ended(candidate)).slice(0, numBeams);
-    for (const node of newlyFinished) node.score = Math.fround(node.logProb / Math.fround(lengthPenaltyOf(length, alpha)));
+    const penalty = Math.fround(lengthPenaltyOf(length, alpha));
+    for (const node of newlyFinished) node.score = Math.fround(node.logProb / penalty);
     for (const node of [...goingOn, ...newlyFinished]) {
       node.id = nodes.length;
       node.length = length;
@@ -72,7 +73,8 @@ export function search(model, sourceIds, options = {}) {
 
 /** How many tokens may be generated: at most 50 more than the source has (section 6.1), or a smaller limit. */
 function lengthLimit(generation, sourceLength, maxNewTokens) {
-  return Math.min(maxNewTokens ?? generation.max_new_tokens ?? Infinity, sourceLength + generation.tokens_beyond_source);
+  const limit = maxNewTokens ?? generation.max_new_tokens ?? Infinity;
+  return Math.min(limit, sourceLength + generation.tokens_beyond_source);
 }
 
 /** Find the `count` most likely continuations of the alive hypotheses by one token, best first. */

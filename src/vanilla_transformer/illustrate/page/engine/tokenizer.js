@@ -1,8 +1,8 @@
 // Byte-level BPE (section 5.1) as tokenizer.json describes it: text to ids, and back.
 //
 // What tokenizer.json leaves to the library stands in its entry "page", which payload.py adds: the pattern that cuts a
-// text into pieces, and which characters it takes for letters, digits, marks and spaces (browsers differ in their version
-// of Unicode).
+// text into pieces, and which characters it takes for letters, digits, marks and spaces (browsers have different
+// versions of Unicode).
 
 const NO_MERGE = Infinity;
 
@@ -11,7 +11,8 @@ export class Tokenizer {
     const { pattern, characters, added_tokens, normal_form, appended, skipped } = json.page;
     const lists = listCharacters(characters);
     this.piecePattern = new RegExp(translatePattern(pattern, lists), "gu");
-    this.added = added_tokens.map((tokens) => new AddedTokens(tokens, lists.s)); // in the order in which they are looked for
+    // In the order in which they are looked for.
+    this.added = added_tokens.map((tokens) => new AddedTokens(tokens, lists.s));
     this.normalForm = normal_form;
     this.appended = appended; // [`</s>`]
     this.skipped = new Set(skipped);
@@ -27,12 +28,14 @@ export class Tokenizer {
   /** Ids of a text, with `</s>`. Half a surrogate pair, which only JavaScript's strings can hold, becomes U+FFFD. */
   encode(text) {
     let parts = [text.replace(/\p{Surrogate}/gu, "\ufffd")]; // texts, and ids of added tokens
-    for (const added of this.added) parts = parts.flatMap((part) => (typeof part === "string" ? added.split(part) : [part]));
+    for (const added of this.added) {
+      parts = parts.flatMap((part) => (typeof part === "string" ? added.split(part) : [part]));
+    }
     const ids = parts.flatMap((part) => (typeof part === "string" ? this.encodeText(part) : [part]));
     return [...ids, ...this.appended];
   }
 
-  /** Ids of a source: in the Unicode normal form of the text that the tokenizer was trained on, as translate() has it. */
+  /** Ids of a source: in the Unicode normal form of the tokenizer's training text, as translate() has it. */
   encodeSource(text) {
     return this.encode(this.normalForm ? text.normalize(this.normalForm) : text);
   }
@@ -61,7 +64,7 @@ export class Tokenizer {
   /** Text of ids, without special tokens. Bytes that are no character become U+FFFD. */
   decode(ids) {
     const tokens = ids.filter((id) => !this.skipped.has(id) && this.tokens[id] !== undefined);
-    return new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(tokens.flatMap((id) => bytesOf(this.tokens[id]))));
+    return textOf(tokens.flatMap((id) => bytesOf(this.tokens[id])));
   }
 
   /** What each id stands for, to be read: its text, or bytes that are no whole character as <0xE3>. */
@@ -79,7 +82,8 @@ class AddedTokens {
   constructor(tokens, spaces) {
     this.tokens = new Map(tokens.map((token) => [token.content, token]));
     const longestFirst = [...this.tokens.keys()].sort((a, b) => b.length - a.length);
-    this.pattern = new RegExp(longestFirst.map((content) => content.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&")).join("|"), "gu");
+    const escaped = longestFirst.map((content) => content.replace(/[\\^$.*+?()[\]{}|/]/g, "\\$&"));
+    this.pattern = new RegExp(escaped.join("|"), "gu");
     this.spacesAtEnd = new RegExp(`[${spaces}]*$`, "u");
     this.spacesAtStart = new RegExp(`^[${spaces}]*`, "u");
   }
@@ -139,13 +143,18 @@ function bytesOf(token) {
   return bytes.includes(undefined) ? Array.from(UTF8.encode(token)) : bytes;
 }
 
+/** Text of bytes in UTF-8, a byte order mark included. */
+function textOf(bytes) {
+  return new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(bytes));
+}
+
 /** Bytes as text, those that are no whole character as <0xE3>. */
 function readable(bytes) {
   let text = "";
   for (let i = 0; i < bytes.length; ) {
     const length = characterLength(bytes, i);
     text += length
-      ? new TextDecoder("utf-8", { ignoreBOM: true }).decode(new Uint8Array(bytes.slice(i, i + length)))
+      ? textOf(bytes.slice(i, i + length))
       : `<0x${bytes[i].toString(16).toUpperCase().padStart(2, "0")}>`;
     i += length || 1;
   }

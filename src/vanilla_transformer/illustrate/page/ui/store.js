@@ -63,7 +63,8 @@ export class Store {
     const key = `${numBeams} ${lengthPenalty} ${numReturnSequences} ${ids.join()}`;
     if (!this.searches.has(key)) {
       if (this.searches.size > KEPT_SEARCHES) this.searches.clear();
-      this.searches.set(key, search(this.model, ids, { numBeams, lengthPenalty, numReturnSequences }));
+      const encoded = ids === this.ids ? this.encoded : undefined;
+      this.searches.set(key, search(this.model, ids, { numBeams, lengthPenalty, numReturnSequences, encoded }));
     }
     return this.searches.get(key);
   }

@@ -208,7 +208,7 @@ SETTINGS = [
 ]
 MORE_SETTINGS = [
     {"numBeams": 2, "lengthPenalty": 0.0, "numReturnSequences": 2},
-    {"numBeams": 4, "lengthPenalty": 1.5, "numReturnSequences": 4},
+    {"numBeams": 4, "lengthPenalty": 3.0, "numReturnSequences": 4},
     {"numBeams": 3, "lengthPenalty": -0.7, "numReturnSequences": 1},
     {"numBeams": 5, "lengthPenalty": 0.6, "numReturnSequences": 3, "maxNewTokens": 6},
 ]

@@ -14,11 +14,12 @@ from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 SENTENCE = "nine hundred and ninety-nine"
-COLORS = 128  # of a picture of flat areas and text; keeps each below 300 kB
+COLORS = 256  # of a picture of flat areas and text; keeps each below 300 kB
 
 
 def take(page: Page, selectors: list[str], path: Path) -> None:
     """Write the part of the page from the first to the last of some elements as a small PNG."""
+    page.evaluate("scrollTo(0, 0)")
     boxes = [box for selector in selectors for box in [page.locator(selector).first.bounding_box()] if box]
     left, top = min(box["x"] for box in boxes), min(box["y"] for box in boxes)
     right, bottom = (max(box[start] + box[size] for box in boxes) for start, size in (("x", "width"), ("y", "height")))
@@ -35,14 +36,14 @@ def main(page_file: str, folder: str) -> None:
         sys.exit(f"{page_file} is missing: make it with `make demo`")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
-        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light", reduced_motion="reduce")
         page.goto(Path(page_file).resolve().as_uri())
         write(page, SENTENCE)
         page.evaluate("document.querySelector('.bar-top').style.position = 'static'")
-        take(page, ["#part-2 .part-head", "#part-2 .block:nth-of-type(2)"], Path(folder, "illustrated.png"))
+        take(page, ["#part-2 .part-head", "#part-2 .block >> nth=1"], Path(folder, "illustrated.png"))
         if page.locator("[data-key='load-example']").count():
             press(page, "load-example")
-        take(page, ["#part-6 .block.wide", "#part-6 .block:last-child"], Path(folder, "illustrated_beams.png"))
+        take(page, ["#part-6 .block.wide", "#part-6 .block >> nth=-1"], Path(folder, "illustrated_beams.png"))
         browser.close()
 
 

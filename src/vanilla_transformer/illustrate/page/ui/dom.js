@@ -51,6 +51,9 @@ export function newId(prefix) {
   return `${prefix}-${lastId}`;
 }
 
+// A name may come twice in a text, a node can't.
+const copy = (value) => (value instanceof Node ? value.cloneNode(true) : value);
+
 // Text with **bold**, *italic*, `code`, *d*_k (an index), *W*^O (an exponent) and {name}, where `values` has the strings
 // or nodes for the names.
 export function rich(text, values = {}) {
@@ -61,7 +64,7 @@ export function rich(text, values = {}) {
     else if (/^_\w+$/.test(part)) fragment.append(h("sub", {}, part.slice(1)));
     else if (/^\^\w+$/.test(part)) fragment.append(h("sup", {}, part.slice(1)));
     else if (part.length > 1 && part.startsWith("`")) fragment.append(h("code", {}, part.slice(1, -1)));
-    else if (/^\{\w+\}$/.test(part) && part.slice(1, -1) in values) fragment.append(values[part.slice(1, -1)]);
+    else if (/^\{\w+\}$/.test(part) && part.slice(1, -1) in values) fragment.append(copy(values[part.slice(1, -1)]));
     else fragment.append(part);
   }
   return fragment;

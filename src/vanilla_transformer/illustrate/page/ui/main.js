@@ -250,8 +250,8 @@ function sentenceBar({ store, texts, payload }, typed) {
     ),
   );
   const element = h(
-    "div",
-    { class: "bar-top" },
+    "section",
+    { class: "bar-top", "aria-label": texts.t("sentence.label") },
     h(
       "div",
       { class: "sentence" },

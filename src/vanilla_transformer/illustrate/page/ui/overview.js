@@ -39,7 +39,7 @@ export function overview({ texts, store }) {
     return h(
       "div",
       { class: `map-stack ${name}` },
-      h("h3", {}, texts.t(`map.${name}`, { layers })),
+      h("h2", {}, texts.t(`map.${name}`, { layers })),
       h("ol", {}, drawn),
     );
   };

@@ -71,7 +71,7 @@ function residualPicture({ store, texts }, residual, kind) {
   });
   return strips(lines, {
     texts,
-    label: texts.t("sublayers.strips", { word: spoken(store.pieces[word]) }),
+    label: texts.t("sublayers.strips", { subLayer: texts.t(`sublayers.${kind}`), word: spoken(store.pieces[word]) }),
     key: `residual-${kind}`,
     hint: kind === "attention",
   });

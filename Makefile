@@ -5,7 +5,7 @@
 # make lint-workflows  actionlint on .github/workflows; its package loads the program from GitHub, so not in make lint
 # make format          let ruff rewrite the code
 # make coverage        the suite with branch coverage of src, subprocesses included; fails below the bound in pyproject.toml
-# make docs            write docs/options.md from the options' definitions
+# make docs            write docs/options.md from the options' definitions, and the line numbers in docs/tour.md
 # make dist            sdist and wheel in dist/
 # make test-lowest     the suite with the lowest versions that pyproject.toml admits
 # make test-clients    the model under other programs (captum, PEFT, torchao, ..., transformers' own tests), against MarianMT
@@ -95,6 +95,7 @@ coverage: $(INSTALLED_TEST)
 
 docs: $(INSTALLED_TEST)
 	$(BIN)/python scripts/document_options.py
+	$(BIN)/python scripts/document_tour.py
 
 dist: $(INSTALLED_TEST)
 	rm -rf dist

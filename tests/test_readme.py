@@ -31,6 +31,7 @@ EXPLAINED_ONLY = ("kill_and_resume",)  # an hour; docs/resuming.md has its figur
 # Each page uses what the pages before it made.
 PAGES = (
     "README.md",
+    "README.ko.md",
     "docs/command_line.md",
     "docs/training.md",
     "docs/decoding.md",
@@ -52,10 +53,10 @@ def page_commands(page: str) -> list[str]:
     return [line for line in lines if re.search(r"vanilla-transformer |-m vanilla_transformer |scripts/", line)]
 
 
-def demo_commands() -> list[str]:
+def demo_commands(*settings: str) -> list[str]:
     # VENV is named: under `make test VENV=...` a make inside would inherit that folder.
     listing = subprocess.run(
-        ["make", "--dry-run", "--always-make", "demo", "VENV=.venv"],
+        ["make", "--dry-run", "--always-make", "demo", "VENV=.venv", *settings],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -83,6 +84,14 @@ def folder(tmp_path_factory) -> Path:
         (data / f"{name}.de").write_text("".join(f"{sentence}\n" for sentence in pairs["target"]))
         french = number_pairs("en", "fr", split, len(pairs))["target"]
         (data / f"{name}.fr").write_text("".join(f"{sentence}\n" for sentence in french))
+    korean = folder / "data" / "en-ko"
+    korean.mkdir()
+    for name, split in (("train", "train"), ("val", "validation")):
+        pairs = number_pairs("en", "ko", split, 200 if split == "train" else 4)
+        for lang, column in (("en", "source"), ("ko", "target")):
+            (korean / f"{name}.{lang}").write_text(
+                "".join(f"{sentence}\n" for sentence in pairs[column]), encoding="utf-8"
+            )
     write_fairseq_checkpoint(folder)
     segmented = folder / "data" / "multi30k-bpe"
     segmented.mkdir()
@@ -143,9 +152,10 @@ def test_every_command_and_benchmark_is_shown():
     assert set(re.findall(r"scripts/benchmarks/(\w+)\.py", commands)) == benchmarks
 
 
-def test_make_demo_is_what_the_readme_gives_for_plain_pip():
-    train, evaluate, translate, plot, illustrate = (command.split() for command in demo_commands())
-    readme = [command.split() for command in page_commands("README.md")]
+@pytest.mark.parametrize(("page", "settings"), [("README.md", []), ("README.ko.md", ["TARGET_LANG=ko"])])
+def test_make_demo_is_what_the_readme_gives_for_plain_pip(page, settings):
+    train, evaluate, translate, plot, illustrate = (command.split() for command in demo_commands(*settings))
+    readme = [command.split() for command in page_commands(page)]
     assert all(command in readme for command in (train, evaluate, plot, illustrate))
     assert translate[:4] in [command[:4] for command in readme]
 
@@ -162,6 +172,10 @@ def test_links_lead_to_files_and_headings_that_exist():
             target = (path.parent / name).resolve() if name else path
             if not target.exists():
                 broken.append(f"{path.name}: {link}")
+            elif target.suffix == ".py":
+                lines = target.read_text(encoding="utf-8").count("\n")
+                if not 1 <= int(anchor.removeprefix("L") or 1) <= lines:
+                    broken.append(f"{path.name}: {link}")
             elif anchor:
                 titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), flags=re.MULTILINE)
                 if anchor not in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}:

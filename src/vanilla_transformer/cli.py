@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "train a model, or fine-tune one",
     "translate": "translate sentences",
     "evaluate": "score models or translations: sacreBLEU's metrics, COMET, exact match",
+    "score": "score given translations: log P(Y|X) of sentence pairs, a new order of n-best lists",
     "average": "average checkpoints",
     "push": "push a model to the Hub, or write the folder that would be pushed",
     "export": "write a model for MarianMT, CTranslate2 or ONNX",

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 from torch.utils.data import Sampler
-from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerFast
+from transformers import DataCollatorForSeq2Seq, PreTrainedTokenizerBase
 
 from ..errors import UserError
 from ..modeling_vanilla_transformer import shift_right
@@ -183,7 +183,7 @@ class TranslationCollator:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerFast, decoder_start_token_id: int, pad_to_multiple_of: int | None = None
+        self, tokenizer: PreTrainedTokenizerBase, decoder_start_token_id: int, pad_to_multiple_of: int | None = None
     ) -> None:
         self.pad_token_id = tokenizer.pad_token_id
         self.decoder_start_token_id = decoder_start_token_id

@@ -70,7 +70,7 @@ def load_pairs(
     source_file, target_file = files[source_lang], files[target_lang]
     if source_file is not None and target_file is not None:
         prefix = {"source_file": source_file, "target_file": target_file}
-        return _load_files(_read_parallel, (source_file, target_file), prefix, streaming)
+        return _load_files(read_parallel, (source_file, target_file), prefix, streaming)
     if source_file is not None or target_file is not None:
         missing = source_lang if source_file is None else target_lang
         raise UserError(
@@ -108,7 +108,7 @@ def _load_files(
     return cache_pairs(reader, cache_key(reader.__name__, list(map(file_digest, paths)), settings), **arguments)
 
 
-def _read_parallel(source_file: str, target_file: str) -> Iterator[PairRow]:
+def read_parallel(source_file: str, target_file: str) -> Iterator[PairRow]:
     """Yield the pairs of two files of which line n translates line n."""
     source_lines = target_lines = 0
     for source, target in zip_longest(iterate_lines(source_file), iterate_lines(target_file)):

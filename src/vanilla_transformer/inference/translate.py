@@ -4,7 +4,7 @@ import copy
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol, TypeVar
@@ -430,16 +430,26 @@ def _run_generate(
     return list(map(Translation, texts, scores)), output.sequences
 
 
+def _explain_memory(sentences: int, num_beams: int) -> AbstractContextManager[None]:
+    """Do what `explain_memory` does, for a search."""
+    return explain_memory(
+        f"a batch of {sentences} sentences with num_beams {num_beams}",
+        "lower batch_tokens, num_beams or max_new_tokens",
+    )
+
+
 @contextmanager
-def _explain_memory(sentences: int, num_beams: int) -> Iterator[None]:
-    """Turn an error of too little memory into one that says what to change."""
+def explain_memory(batch: str, remedy: str) -> Iterator[None]:
+    """Turn an error of too little memory into one that says what to change.
+
+    Args:
+        batch: What needs the memory, such as "a batch of 3 pairs".
+        remedy: What to do, such as "lower batch_tokens".
+    """
     try:
         yield
     except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a RuntimeError
         words = ("out of memory", "can't allocate memory", "not enough memory")
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or any(word in str(error) for word in words):
-            raise UserError(
-                f"there is too little memory for a batch of {sentences} sentences with num_beams {num_beams}; lower "
-                "batch_tokens, num_beams or max_new_tokens"
-            ) from error
+            raise UserError(f"there is too little memory for {batch}; {remedy}") from error
         raise

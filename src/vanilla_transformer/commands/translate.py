@@ -341,7 +341,6 @@ def make_parser() -> CommandParser:
             "length_penalty",
             "num_return_sequences",
             "json",
-            "batch_tokens",
             "device",
         ],
         groups={

@@ -11,7 +11,7 @@ import torch
 from helpers import one_layer_config, randomized
 from hub_client import Client
 from hub_server import TOKEN, Hub, running_hub
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, SpaceCard
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 from transformers.utils.logging import enable_progress_bar
@@ -36,6 +36,7 @@ PIPELINE_FILES = {
     "eval_mode_vanilla_transformer.py",
     "language_tags_vanilla_transformer.py",
 }
+SPACE_FILES = ["illustrated/index.html", "illustrated/README.md"]
 ANSWERS = ("AutoConfig: ", "AutoTokenizer: ", "AutoModel: ", "AutoModelForSeq2SeqLM: ")
 
 
@@ -104,6 +105,31 @@ def test_a_folder_for_the_hub_is_whole_and_checked(run, tmp_path, monkeypatch, c
     assert {path.name for path in folder.iterdir()} == FILES | PIPELINE_FILES
     assert 'from_pretrained("me/numbers"' in ModelCard.load(folder / "README.md").text
     assert (folder / "model.safetensors").read_bytes() == (run / "model.safetensors").read_bytes()
+
+
+def test_a_page_stands_beside_the_model_as_in_a_static_space(run, tmp_path, run_script, monkeypatch):
+    folder = tmp_path / "saved"
+    arguments = ["--model_name_or_path", run, "--output_dir", folder, "--repo_id", "me/numbers", "--license", "mit"]
+    code, out, err = run_script("push_to_hub", *arguments, "--illustrated", "--example", "forty-two")
+    assert (code, err) == (0, "") and out.splitlines()[-2:] == [f"{name}: the same bytes" for name in SPACE_FILES]
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")} == {
+        *FILES,
+        *PIPELINE_FILES,
+        *SPACE_FILES,
+    }
+    card = SpaceCard.load(folder / "illustrated" / "README.md").data
+    assert (card.sdk, card.app_file, card.title, card.license) == ("static", "index.html", "numbers, opened", "mit")
+    assert card.models == ["me/numbers"]
+    page = (folder / "illustrated" / card.app_file).read_text(encoding="utf-8")
+    assert '"name":"me/numbers"' in page and '"sentence":"forty-two"' in page
+    assert "`illustrated/index.html` is a page in which the model runs" in (folder / "README.md").read_text()
+
+    model, tokenizer = load(str(run), device="cpu")
+    monkeypatch.setattr("vanilla_transformer.hub.verify._ask_fresh_process", pytest.fail)  # is not come to
+    for text in (f"{page} ", page):
+        with pytest.raises(UserError, match="illustrated/index.html is not there, or not as it was written"):
+            verify(folder, model, tokenizer, texts={"illustrated/index.html": text})
+        (folder / "illustrated" / "index.html").unlink(missing_ok=True)
 
 
 def test_what_arrives_otherwise_is_found(run, tmp_path):
@@ -183,6 +209,20 @@ def test_a_private_push_arrives_and_is_checked(hub, user, run):
     assert card.data.license == "mit" and 'AutoTokenizer.from_pretrained("user/mine"' in card.text
     resolved = [request for request in hub.requests[first:] if "/resolve/" in request[1]]
     assert len(resolved) > len(FILES) and all(with_token for _, _, with_token in resolved)
+
+
+def test_a_pushed_page_arrives_and_is_checked(hub, user, run):
+    arguments = ["--model_name_or_path", str(run), "--repo_id", "opened", "--token", TOKEN, "--license", "mit"]
+    answer = user.ask(f"from vanilla_transformer.commands import push; push.main({[*arguments, '--illustrated']})")
+    assert "error" not in answer, answer
+    assert answer["printed"].splitlines()[-2:] == [f"{name}: the same bytes" for name in SPACE_FILES]
+    repository = hub.repositories["user/opened"]
+    assert repository.files.keys() == {*FILES, *PIPELINE_FILES, *SPACE_FILES, ".gitattributes"}
+    assert len(repository.commits) == 2 and b'"name":"user/opened"' in repository.files["illustrated/index.html"]
+    message = user.refused(
+        "verify('user/opened', model, tokenizer, token=token, texts={'illustrated/index.html': 'x'})"
+    )
+    assert "user/opened: illustrated/index.html is not there, or not as it was written" in message
 
 
 def test_who_has_no_token_or_a_wrong_one_is_told(hub, user):

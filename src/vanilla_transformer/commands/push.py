@@ -22,6 +22,8 @@ from ..hub.card import make_card
 from ..hub.provenance import read_scores
 from ..hub.push import full_id, push_to_hub, save_for_hub
 from ..hub.verify import verify
+from ..illustrate.page import make_page
+from ..illustrate.space import PAGE_NAME, make_space
 from ..inference.loading import load
 from ..inference.text_io import decode_arguments
 from ..training.record import read_record
@@ -50,6 +52,10 @@ class PushArguments:
     scores: list[str] = field(
         default_factory=list, metadata={"help": "Files with the output of evaluate --json, for the card."}
     )
+    illustrated: bool = field(
+        default=False,
+        metadata={"help": "Put the page of `illustrate` beside the model, in a folder as a static Space has it."},
+    )
 
 
 @dataclass
@@ -74,7 +80,17 @@ def make_parser() -> CommandParser:
         CardArguments,
         prog="vanilla-transformer push",
         doc=__doc__,
-        most_used=["model_name_or_path", "repo_id", "output_dir", "private", "token", "license", "scores", "example"],
+        most_used=[
+            "model_name_or_path",
+            "repo_id",
+            "output_dir",
+            "private",
+            "token",
+            "license",
+            "scores",
+            "example",
+            "illustrated",
+        ],
         groups={"repository": names(PushArguments), "model card": names(CardArguments)},
     )
 
@@ -128,17 +144,22 @@ def main(argv: list[str] | None = None) -> None:
         model_id = full_id(arguments.repo_id, arguments.token)
 
     model, tokenizer = load(arguments.model_name_or_path, token=arguments.token, device="cpu")
+    texts = {}
+    if arguments.illustrated:
+        page = make_page(model, tokenizer, arguments.model_name_or_path, name=model_id, sentence=card_arguments.example)
+        texts = make_space(page, model_id, card_arguments.license)
     card = make_card(
         model,
         tokenizer,
         model_id,
+        page=PAGE_NAME if arguments.illustrated else None,
         record=read_record(arguments.model_name_or_path),
         scores=[read_scores(path, model) for path in arguments.scores],
         **asdict(card_arguments),
     )
     if arguments.output_dir:
         place: str | Path = Path(arguments.output_dir)
-        save_for_hub(model, tokenizer, arguments.output_dir, card)
+        save_for_hub(model, tokenizer, arguments.output_dir, card, texts=texts)
         print(f"The model is in {place}")
     else:
         place = push_to_hub(
@@ -146,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
             tokenizer,
             model_id,
             card,
+            texts=texts,
             existing_card=arguments.existing_card,
             private=arguments.private,
             token=arguments.token,
@@ -154,5 +176,5 @@ def main(argv: list[str] | None = None) -> None:
         print(f"The model is at {constants.ENDPOINT}/{place}")
     if card_arguments.license is None:
         print("The card names no license; --license gives one.")
-    for line in verify(place, model, tokenizer, token=arguments.token, sentence=card_arguments.example):
+    for line in verify(place, model, tokenizer, token=arguments.token, sentence=card_arguments.example, texts=texts):
         print(line)

@@ -44,6 +44,7 @@ def make_card(
     limits: str | None = None,
     example: str | None = None,
     license: str | None = None,
+    page: str | None = None,
 ) -> ModelCard:
     """Fill the template. What is not known is left out.
 
@@ -58,6 +59,7 @@ def make_card(
         limits: What else the model is not good for, in Markdown.
         example: A source sentence; the card shows the model's translation of it.
         license: The license of the weights, by the Hub's name for it, such as "apache-2.0".
+        page: Path of the illustrated page beside the model, if there is one.
 
     Raises:
         UserError: The record or a report lacks a value or has one of another type.
@@ -82,6 +84,7 @@ def make_card(
         title=escape(title or (f"Translation from {run.data.direction}" if run.data else model_id)),
         about=mask_secrets(about or ""),
         tied=model.config.tie_word_embeddings,
+        page=page,
         model_id=json.dumps(one_line(model_id), ensure_ascii=False),
         example=json.dumps(mask_secrets(example or " ".join([*tags[:1], "..."])), ensure_ascii=False),
         translations=translations,

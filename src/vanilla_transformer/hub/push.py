@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
@@ -40,7 +41,12 @@ _TOKENIZER_FIELDS = (
 
 
 def save_for_hub(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: str | Path, card: ModelCard | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: str | Path,
+    card: ModelCard | None = None,
+    *,
+    texts: Mapping[str, str] | None = None,
 ) -> None:
     """Write a folder that is ready for the Hub, and loads with and without this package.
 
@@ -52,6 +58,7 @@ def save_for_hub(
         tokenizer: Its tokenizer, whichever class it was loaded by.
         folder: A folder that is new or empty.
         card: The model card, see `make_card`; by default one with what the model itself says.
+        texts: Further files by their paths in the folder, such as those of `illustrate.space.make_space`.
 
     Raises:
         UserError: The folder is not empty or can't be written into, or the model has foreign code.
@@ -63,9 +70,18 @@ def save_for_hub(
             _save_model(model, tokenizer, partial)
             _save_tokenizer(tokenizer, partial)
             card.save(partial / CARD_NAME)
+            _save_texts(texts or {}, partial)
         except (OSError, SafetensorError) as error:
             raise UserError(f"can't write the model into {folder}: {first_line(error)}; free some space") from error
         check_code(partial, model, f"the model for {folder}")
+
+
+def _save_texts(texts: Mapping[str, str], folder: Path) -> None:
+    """Write texts into files of a folder and its subfolders, as UTF-8 with the line ends that they have."""
+    for name, text in texts.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8", newline="")
 
 
 def _save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
@@ -117,6 +133,7 @@ def push_to_hub(
     repo_id: str,
     card: ModelCard | None = None,
     *,
+    texts: Mapping[str, str] | None = None,
     existing_card: Literal["keep", "replace"] | None = None,
     private: bool = False,
     token: str | None = None,
@@ -129,6 +146,7 @@ def push_to_hub(
         tokenizer: As in `save_for_hub`.
         repo_id: "name", or "owner/name"; made if there is none.
         card: As in `save_for_hub`.
+        texts: As in `save_for_hub`; a file of such a name in the repository is replaced.
         existing_card: What to do where the repository has a README.md already: "keep" that, or "replace" it.
         private: Whether a new repository is private.
         token: A token that may write; by default the one stored by `hf auth login`.
@@ -144,7 +162,7 @@ def push_to_hub(
     repo_id = full_id(repo_id, token)
     api = HfApi(token=token)
     with TemporaryDirectory() as folder:
-        save_for_hub(model, tokenizer, folder, card or make_card(model, tokenizer, repo_id))
+        save_for_hub(model, tokenizer, folder, card or make_card(model, tokenizer, repo_id), texts=texts)
         before = made = None
         try:
             before = _find(api, repo_id)
@@ -155,7 +173,8 @@ def push_to_hub(
                 _check_existing(before, private, existing_card)
                 if existing_card == "keep" and CARD_NAME in _files(before):
                     Path(folder, CARD_NAME).unlink()
-            additions = [CommitOperationAdd(file.name, file) for file in sorted(Path(folder).iterdir())]
+            files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
+            additions = [CommitOperationAdd(file.relative_to(folder).as_posix(), file) for file in files]
             # upload_folder would make several commits where there is much to upload.
             api.create_commit(repo_id, additions, commit_message=commit_message)
         except UserError:

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -30,6 +31,7 @@ def verify(
     *,
     token: str | None = None,
     sentence: str | None = None,
+    texts: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Check that what was saved or pushed is, bit for bit, what is in memory.
 
@@ -43,9 +45,10 @@ def verify(
         tokenizer: Its tokenizer.
         token: A token for a private repository; by default the one stored by `hf auth login`.
         sentence: What is translated, with a beam of 4; by default "Attention is all you need.".
+        texts: Further files that were saved or pushed, by their paths.
 
     Returns:
-        A line for each class, on what was compared and is equal.
+        A line for each class, and for each further file, on what was compared and is equal.
 
     Raises:
         UserError: It has foreign code, a class does not load it, or something differs; the message names all that does.
@@ -56,6 +59,7 @@ def verify(
         check_code(source, model, str(source))
     else:
         revision = _check_code_on_hub(source, model, token)
+    _check_texts(source, revision, texts or {}, token)
     sentence = sentence or _DEFAULT_SENTENCE
     sentences = [sentence, f"  {sentence}\n</s> ...", ""]
     token_ids = tokenizer(sentence)["input_ids"]
@@ -76,6 +80,7 @@ def verify(
         f"AutoTokenizer: the same token ids and text of {len(sentences)} sentences",
         "AutoModel: the same last hidden state, bit for bit",
         f"AutoModelForSeq2SeqLM: the same weights, logits and beam translation, bit for bit ({translation!r})",
+        *(f"{name}: the same bytes" for name in texts or {}),
     ]
 
 
@@ -95,6 +100,24 @@ def _check_code_on_hub(repo_id: str, model: PreTrainedModel, token: str | None) 
     if commit is None:
         raise UserError(f"{repo_id} can't be checked: the Hub names no commit of it; check it again later")
     return commit
+
+
+def _check_texts(source: str | Path, revision: str | None, texts: Mapping[str, str], token: str | None) -> None:
+    """Compare files of a folder, or of a repository at a commit, with the texts that were written into them.
+
+    Raises:
+        UserError: A file is missing, or has other bytes.
+    """
+    with TemporaryDirectory() as downloaded:
+        folder = source if isinstance(source, Path) else Path(downloaded)
+        if isinstance(source, str) and texts:
+            try:
+                snapshot_download(source, revision=revision, token=token, allow_patterns=[*texts], local_dir=downloaded)
+            except Exception as error:  # as in `_check_code_on_hub`
+                raise UserError(f"{source} can't be checked: {first_line(error)}; check it again later") from error
+        for name, text in texts.items():
+            if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode():
+                raise UserError(f"{source}: {name} is not there, or not as it was written; save or push it again")
 
 
 def _answers_in_memory(

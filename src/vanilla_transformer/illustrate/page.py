@@ -76,6 +76,7 @@ def make_page(
     tokenizer: PreTrainedTokenizerBase,
     model_name_or_path: str | Path,
     *,
+    name: str | None = None,
     sentence: str | None = None,
     language: Language = "en",
 ) -> str:
@@ -87,8 +88,9 @@ def make_page(
     Args:
         model: The whole model, in eval mode.
         tokenizer: Its tokenizer.
-        model_name_or_path: Where the model was loaded from. Its last part is the model's name on the page. If it is a
-            folder, the curve and the data of the run come from there.
+        model_name_or_path: Where the model was loaded from. If it is a folder, the curve and the data of the run come
+            from there.
+        name: What the page calls the model; by default the folder's name, or the id on the Hub.
         sentence: The source that the page begins with; by default one that the run did not train on.
         language: Of the texts that the page begins with, "en" or "ko".
 
@@ -114,7 +116,7 @@ def make_page(
         "run": read_curves(model_name_or_path) if is_folder else None,
         "sources": collect_sources(),
         "language": language,
-        "model": payload["model"] | {"name": page_name(model_name_or_path)},
+        "model": payload["model"] | {"name": name or page_name(model_name_or_path)},
     }
     return assemble(payload, weights)
 

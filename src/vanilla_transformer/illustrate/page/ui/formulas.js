@@ -20,7 +20,7 @@ const sum = (below) => math("munder", {}, o("∑"), below);
 const lines = (...rows) =>
   math(
     "mtable",
-    { class: "stacked" },
+    { class: "stacked", displaystyle: "true" },
     rows.map((parts) => math("mtr", {}, math("mtd", {}, parts))),
   );
 const dModel = () => sub(i("d"), word("model"));

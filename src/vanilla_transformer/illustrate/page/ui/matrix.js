@@ -85,6 +85,7 @@ export function matrixPicture(
     );
   }
   if (cell >= ROOM_FOR_LABELS) {
+    drawing.style.setProperty("--label-size", `${Math.min(cell - 1.5, 12)}px`);
     rowLabels.forEach((text, r) =>
       drawing.append(
         svg(

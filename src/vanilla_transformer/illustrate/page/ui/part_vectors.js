@@ -40,12 +40,23 @@ export function vectorsPart(ctx) {
       if (changed.has("text")) redraw(tokens, tokenList(ctx));
       if (changed.has("text") || changed.has("word"))
         redraw(embedding, wordChoice(ctx, "vectors"), embeddingPicture(ctx));
-      if (changed.has("text") || changed.has("word")) redraw(picture, positionPicture(ctx));
-      if (changed.has("text") || changed.has("word") || changed.has("dimension")) redraw(wave, wavePicture(ctx));
+      // Positions are the same whatever stands there: most key presses leave these two as they are.
+      const { word, dimension } = store.choices;
+      const [rows, name] = [Math.max(POSITIONS_SHOWN, store.ids.length), pieces[word]];
+      drawIfOther(picture, [rows, word, name], () => redraw(picture, positionPicture(ctx)));
+      drawIfOther(wave, [rows, word, dimension], () => redraw(wave, wavePicture(ctx)));
       if (changed.has("text") || changed.has("swapOne") || changed.has("swapOther"))
         redraw(swap, pieces.length > 2 ? swapPicture(ctx) : h("p", { class: "remark" }, texts.t("vectors.swap.few")));
     },
   };
+}
+
+// Draw what `values` decide, unless it is what was drawn last.
+function drawIfOther(place, values, draw) {
+  const drawn = JSON.stringify(values);
+  if (place.drawn === drawn) return;
+  place.drawn = drawn;
+  draw();
 }
 
 const embeddingScale = (config) => (config.scale_embedding ? Math.sqrt(config.d_model) : 1);

@@ -6,7 +6,7 @@ import pytest
 from num2words import num2words
 
 from vanilla_transformer.data import numbers as number_corpus
-from vanilla_transformer.data.numbers import number_pairs
+from vanilla_transformer.data.numbers import number_pairs, write_number
 from vanilla_transformer.errors import UserError
 
 
@@ -17,6 +17,25 @@ def test_numbers_are_written_as_num2words_writes_them(languages):
     assert pairs.to_list() == [
         {"source": num2words(n, lang=languages[0]), "target": num2words(n, lang=languages[1])} for n in numbers
     ]
+
+
+def read_korean(words: str) -> int:
+    """Read a number as a Korean does: 만 is ten thousand of what stands before it."""
+    digits, units = "일이삼사오육칠팔구", {"십": 10, "백": 100, "천": 1_000}
+    total = part = digit = 0
+    for character in words.replace(" ", ""):
+        if character in digits:
+            digit = digits.index(character) + 1
+        elif character in units:
+            part, digit = part + (digit or 1) * units[character], 0
+        elif character == "만":
+            total, part, digit = total + (part + digit or 1) * 10_000, 0, 0
+    return total + part + digit
+
+
+def test_korean_numbers_can_be_read_back():
+    numbers = [*range(200), *range(9_990, 10_120), *range(0, 1_000_000, 997), 100_000, 110_000, 999_999]
+    assert [read_korean(write_number(number, "ko")) for number in numbers] == numbers
 
 
 def test_splits_are_disjoint_whatever_their_sizes_and_seeds():

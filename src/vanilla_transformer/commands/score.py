@@ -262,7 +262,6 @@ def make_parser() -> CommandParser:
             "source_lang",
             "target_lang",
             "nbest_file",
-            "weight",
             "output_file",
             "json",
             "device",

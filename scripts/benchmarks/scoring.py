@@ -49,7 +49,8 @@ def measure_reranking(arguments: Arguments, sources: list[str], references: list
     )
     model, tokenizer = load(arguments.other_model)
     # One pass: with weight 1 the score is the other model's; the rest are weighted sums.
-    new = [dict(found) for found in rerank(model, tokenizer, zip(sources, lists, strict=True))]
+    reranked = rerank(model, tokenizer, zip(sources, lists, strict=True))
+    new = [{item.text: item.score for item in found} for found in reranked]
     print("| weight of the other model | BLEU | chrF | other translations than by weight 0 |\n|---|---|---|---|")
     first = [found[0].text for found in lists]
     for weight in WEIGHTS:

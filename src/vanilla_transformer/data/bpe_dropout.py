@@ -316,7 +316,7 @@ class BpeDropoutBatchSampler(Sampler[list[PairKey]]):
         undropped = self._plan(self._undropped)
         self._settings["mixture"] = undropped.rows  # chosen by the lengths that are the same in all epochs
         needed = len(undropped)
-        lengths, _ = self._lengths(0)
+        lengths, self._first_epochs = self._lengths(0)
         self._first = self._plan(lengths)
         # The number of tokens differs by 1 in 1,000 between epochs of 10,000 sentences.
         spare = math.ceil(len(self._first) * 1.01) + 2
@@ -352,8 +352,10 @@ class BpeDropoutBatchSampler(Sampler[list[PairKey]]):
 
     def __iter__(self) -> Iterator[list[PairKey]]:
         """Yield the batches of the epoch."""
-        lengths, epochs = self._lengths(self.epoch)
-        sampler = self._plan(lengths)
+        sampler, epochs = self._first, self._first_epochs
+        if self.epoch > 0:
+            lengths, epochs = self._lengths(self.epoch)
+            sampler = self._plan(lengths)
         if len(sampler) > len(self):
             epochs = np.full(len(self.pairs), UNDROPPED)
             sampler = self._plan(self._undropped)

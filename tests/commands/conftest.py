@@ -1,9 +1,12 @@
 """A model with its tokenizer, in memory and saved, and commands that must be refused."""
 
+from contextlib import contextmanager
+
 import pytest
 from helpers import NUMBERS, wordy_model
 
 from vanilla_transformer.data.tokenization import train_tokenizer
+from vanilla_transformer.inference import output as output_module
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +25,27 @@ def folder(model, tokenizer, tmp_path_factory):
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def full_disk(monkeypatch):
+    """Give a context in which the disk is full when so many sentences' translations are written."""
+
+    @contextmanager
+    def full_disk(sentences: int):
+        write, written = output_module.OutputWriter.write, []
+
+        def write_until_full(writer, lines):
+            written.append(lines)
+            if len(written) > sentences:
+                raise OSError(28, "No space left on device")
+            write(writer, lines)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(output_module.OutputWriter, "write", write_until_full)
+            yield
+
+    return full_disk
 
 
 @pytest.fixture

@@ -102,7 +102,7 @@ def test_every_model_is_checked(refused, folders, tokenizer, tmp_path):
     )
 
 
-def test_an_output_is_continued_only_with_all_models(run_script, folders, tmp_path, monkeypatch):
+def test_an_output_is_continued_only_with_all_models(run_script, folders, tmp_path, monkeypatch, full_disk):
     for module in (translate_module, output_module):
         monkeypatch.setattr(module, "WINDOW_SIZE", 2)
     (tmp_path / "in.txt").write_text("".join(f"{sentence}\n" for sentence in NUMBERS))
@@ -112,16 +112,7 @@ def test_an_output_is_continued_only_with_all_models(run_script, folders, tmp_pa
         return run_script("translate", "--model_name_or_path", *models, *files, *LIMIT, *flags)
 
     assert run(folders, "whole.txt")[0] == 0
-    write, written = output_module.OutputWriter.write, []
-
-    def write_until_full(writer, lines):
-        written.append(lines)
-        if len(written) > 3:
-            raise OSError(28, "No space left on device")
-        write(writer, lines)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(output_module.OutputWriter, "write", write_until_full)
+    with full_disk(3):
         assert run(folders, "out.txt")[0] == 2
     for models in (folders[:1], folders[1:], folders[::-1], [*folders, folders[0]]):
         code, _, err = run(models, "out.txt", "--resume")

@@ -259,18 +259,9 @@ def test_two_runs_do_not_write_the_same_output(translate, killed_run, small_wind
     assert code == 2 and "being written by another run" in err
 
 
-def test_a_full_disk_is_one_sentence_and_the_output_can_be_continued(translate, small_windows, tmp_path, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_the_output_can_be_continued(translate, small_windows, tmp_path, full_disk):
     assert translate(tmp_path / "whole.txt") == (0, "")
-    write, written = output_module.OutputWriter.write, []
-
-    def write_until_full(writer, lines):
-        written.append(lines)
-        if len(written) > 4:
-            raise OSError(28, "No space left on device")
-        write(writer, lines)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(output_module.OutputWriter, "write", write_until_full)
+    with full_disk(4):
         code, err = translate(tmp_path / "out.txt")
     assert code == 2 and "No space left on device; make room, and continue it with resume" in err
     assert err.count("\n") == 1 and (tmp_path / "out.txt.part").exists()

@@ -64,7 +64,7 @@ def test_one_prefix_for_all(run_script, folder):
     assert code == 0 and err == "note: --target_prefix has no effect: it is empty\n"
 
 
-def test_an_output_with_prefixes_is_continued_only_with_the_same(run_script, folder, inputs, monkeypatch):
+def test_an_output_with_prefixes_is_continued_only_with_the_same(run_script, folder, inputs, monkeypatch, full_disk):
     for module in (translate_module, output_module):
         monkeypatch.setattr(module, "WINDOW_SIZE", 2)
     prefixes, whole, output = (inputs / name for name in ("prefixes.txt.gz", "whole.txt", "out.txt"))
@@ -77,16 +77,7 @@ def test_an_output_with_prefixes_is_continued_only_with_the_same(run_script, fol
             )
 
         assert run(whole)[0] == 0
-        write, written = output_module.OutputWriter.write, []
-
-        def write_three(writer, lines, write=write, written=written):
-            written.append(lines)
-            if len(written) > 3:
-                raise OSError(28, "No space left on device")
-            write(writer, lines)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(output_module.OutputWriter, "write", write_three)
+        with full_disk(3):
             assert run(output)[0] == 2
         if given is text:
             before = prefixes.read_bytes()

@@ -155,10 +155,11 @@ export class Model {
   /** The state before the first token. The source's keys and values are computed once, and shared by all states. */
   startDecoding(source) {
     const layers = this.decoderLayers.map(({ encoder_attn }) => ({
-      sourceKeys: rows(linear(source.output, encoder_attn.k_proj)),
-      sourceValues: rows(linear(source.output, encoder_attn.v_proj)),
-      keys: [],
-      values: [],
+      target: { keys: [], values: [] },
+      source: {
+        keys: rows(linear(source.output, encoder_attn.k_proj)),
+        values: rows(linear(source.output, encoder_attn.v_proj)),
+      },
     }));
     return { position: 0, layers };
   }
@@ -176,26 +177,15 @@ export class Model {
       const newKeys = rows(linear(x, weights.self_attn.k_proj));
       const newValues = rows(linear(x, weights.self_attn.v_proj));
       states.forEach(({ layers }, n) => {
-        const keys = [...layers[i].keys, newKeys[n]];
-        const values = [...layers[i].values, newValues[n]];
-        newStates[n].layers.push({ ...layers[i], keys, values });
+        const { target, source } = layers[i];
+        const keys = [...target.keys, newKeys[n]];
+        const values = [...target.values, newValues[n]];
+        newStates[n].layers.push({ target: { keys, values }, source });
       });
-      const caches = newStates.map(({ layers }) => layers[i]);
-      const attended = attendEach(
-        x,
-        caches.map((cache) => cache.keys),
-        caches.map((cache) => cache.values),
-        weights.self_attn,
-        heads,
-      );
+      const cached = (part) => newStates.map(({ layers }) => layers[i][part]); // "target" or "source", of each hypothesis
+      const attended = attendEach(x, cached("target"), weights.self_attn, heads);
       x = residual(x, attended, weights.self_attn_layer_norm).normalized;
-      const read = attendEach(
-        x,
-        caches.map((cache) => cache.sourceKeys),
-        caches.map((cache) => cache.sourceValues),
-        weights.encoder_attn,
-        heads,
-      );
+      const read = attendEach(x, cached("source"), weights.encoder_attn, heads);
       x = residual(x, read, weights.encoder_attn_layer_norm).normalized;
       x = residual(x, this.feedForward(x, weights).output, weights.final_layer_norm).normalized;
     });
@@ -259,17 +249,18 @@ function maskLaterPositions(scores) {
 }
 
 /**
- * Multi-head attention from each row of `x`, [n, d_model], to keys and values of its own: `keys[i]` and `values[i]` are
+ * Multi-head attention from each row of `x`, [n, d_model], to keys and values of its own: those of `memories[i]` are
  * lists of vectors of length d_model, one for each position that row i sees.
  */
-function attendEach(x, keys, values, weights, headCount) {
+function attendEach(x, memories, weights, headCount) {
   const query = linear(x, weights.q_proj);
   const width = query.cols / headCount; // d_k
   const concatenated = zeros(query.rows, query.cols);
   for (let i = 0; i < query.rows; i++) {
     const q = row(query, i);
-    const scores = zeros(headCount, keys[i].length);
-    keys[i].forEach((key, j) => {
+    const { keys, values } = memories[i];
+    const scores = zeros(headCount, keys.length);
+    keys.forEach((key, j) => {
       for (let h = 0; h < headCount; h++) {
         let dot = 0;
         for (let k = h * width; k < (h + 1) * width; k++) dot += q[k] * key[k];
@@ -278,7 +269,7 @@ function attendEach(x, keys, values, weights, headCount) {
     });
     const attention = softmax(scores);
     const sums = new Float64Array(query.cols);
-    values[i].forEach((value, j) => {
+    values.forEach((value, j) => {
       for (let k = 0; k < sums.length; k++) {
         sums[k] += attention.data[Math.floor(k / width) * attention.cols + j] * value[k];
       }

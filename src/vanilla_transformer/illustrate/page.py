@@ -19,7 +19,7 @@ from ..errors import UserError
 from ..hub.provenance import Run
 from ..training.record import read_record
 from .classic import train_classic
-from .payload import check_supported, make_payload
+from .payload import make_payload
 from .run import example_pairs, example_sentence, read_curves
 from .search_example import find_search_example
 from .sources import collect_sources
@@ -98,14 +98,13 @@ def make_page(
         UserError: The page can't show such a model, the sentence is blank, too long or has line breaks, or the record
             of the run can't be read.
     """
-    check_supported(model, tokenizer)
+    payload, weights = make_payload(model, tokenizer)
     if sentence is not None:
         check_sentence(sentence)
         _check_length(sentence, tokenizer)
     is_folder = Path(model_name_or_path).is_dir()
     data = Run.from_record(read_record(model_name_or_path)).data if is_folder else None
     pairs = example_pairs(data, tokenizer, MAX_TOKENS)
-    payload, weights = make_payload(model, tokenizer)
     payload |= {
         "source_lang": _only_language(data.source_lang) if data else None,
         "target_lang": _only_language(data.target_lang) if data else None,

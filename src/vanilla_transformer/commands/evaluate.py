@@ -41,6 +41,7 @@ from ..inference.metrics import FURTHER_METRICS, choose_bleu_tokenizer, corpus_s
 from ..inference.significance import (
     DEFAULT_SAMPLES,
     DEFAULT_SEED,
+    SEED_VARIABLE,
     PairedTestResult,
     check_samples,
     check_seed,
@@ -65,7 +66,6 @@ from .reports import format_scores, format_table
 EMBEDDED_SAMPLES = 500
 EMBEDDED_TARGET_LANG = "fr"
 DEFAULT_SPLIT = "test"
-SEED_VARIABLE = "SACREBLEU_SEED"  # where sacreBLEU's own command takes the seed from
 
 
 @dataclass

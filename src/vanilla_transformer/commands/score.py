@@ -32,9 +32,10 @@ from transformers.utils.logging import disable_progress_bar
 
 from ..data.files import new_output
 from ..data.reading import load_pairs, read_parallel
-from ..data.text_files import iterate_lines, parse_object
+from ..data.text_files import iterate_lines
 from ..errors import UserError
 from ..inference.loading import find_device
+from ..inference.nbest import describe_translations, read_nbest
 from ..inference.scoring import MAX_LENGTH, PairScore, check_max_length, check_weight, rerank, score
 from ..inference.settings import BATCH_TOKENS, check_settings
 from ..inference.source import STDIN, iterate_stdin
@@ -42,7 +43,6 @@ from ..inference.text_io import replace_line_breaks
 from ..inference.translate import Translation
 from ..language_tags_vanilla_transformer import tagged_languages
 from .arguments import CommandParser, LoadingArguments, list_options, names, report_without_effect
-from .translate import describe_translations
 
 INPUTS = ("source_file", "pairs_file", "nbest_file")
 
@@ -145,44 +145,6 @@ def _split_stdin() -> Iterator[tuple[str, str]]:
                 f"{STDIN}, line {number}, has {line.count(chr(9))} tabs; write source and target with one between them"
             )
         yield source, target
-
-
-def read_nbest(path: str) -> Iterator[tuple[str, list[Translation]]]:
-    """Read n-best lists, a line of JSON each.
-
-    Raises:
-        UserError: While iterating: a line is not of the form that `translate --json` writes.
-    """
-    for number, line in enumerate(iterate_lines(path), start=1):
-        where = f"{path}, line {number}"
-        row = parse_object(line, where) or {}
-        try:
-            translations = [_parse_translation(item) for item in row["translations"]]
-            source = row["source"]
-            if not translations or not _is_text(source):
-                raise ValueError
-        except (KeyError, TypeError, ValueError, AttributeError):
-            raise UserError(
-                f"{where}: {line.strip()[:40]!r} is no n-best list; give what translate --json writes"
-            ) from None
-        yield source, translations
-
-
-def _parse_translation(item: dict[str, Any]) -> Translation:
-    value = item["score"]
-    if not _is_text(item["text"]) or isinstance(value, bool) or not isinstance(value, int | float | None):
-        raise ValueError
-    alignment = item.get("alignment")
-    return Translation(
-        item["text"],
-        math.nan if value is None else float(value),
-        None if alignment is None else tuple((int(source), int(target)) for source, target in alignment),
-    )
-
-
-def _is_text(value: Any) -> bool:
-    """Return whether a value is a string that UTF-8 can encode: JSON can hold half a surrogate pair."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def format_pair(pair: tuple[str, str], found: PairScore, tokenizer: PreTrainedTokenizerBase, as_json: bool) -> str:

@@ -10,7 +10,6 @@ With --num_return_sequences n there are n lines out per line in, best first, or 
 import hashlib
 import io
 import json
-import math
 import sys
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
@@ -29,10 +28,11 @@ from ..engines.ctranslate2 import CTranslate2Engine, check_compute_type
 from ..errors import UserError
 from ..generation_vanilla_transformer import search_settings
 from ..hub.weights import weights_digest
-from ..inference.alignments import format_alignment, split_into_words
+from ..inference.alignments import format_alignment
 from ..inference.ensemble import Ensemble
 from ..inference.loading import find_device
 from ..inference.model_files import SavedModel
+from ..inference.nbest import describe_translations
 from ..inference.output import TranslationOutput
 from ..inference.paragraphs import find_split_language
 from ..inference.settings import check_normalization, check_settings
@@ -118,17 +118,6 @@ def format_lines(sentence: str, translations: list[Translation], as_json: bool) 
         + ("" if translation.alignment is None else f" ||| {format_alignment(translation.alignment)}")
         for translation in translations
     ]
-
-
-def describe_translations(sentence: str, translations: list[Translation]) -> dict[str, Any]:
-    """Collect what the JSON says of a sentence; with alignments also the words that they count."""
-    described: dict[str, Any] = {"source": sentence, "translations": []}
-    for text, score, alignment in translations:
-        described["translations"].append({"text": text, "score": None if math.isnan(score) else score})
-        if alignment is not None:
-            described["source_words"] = split_into_words(sentence)
-            described["translations"][-1] |= {"words": split_into_words(text), "alignment": alignment}
-    return described
 
 
 def check(arguments: TranslateArguments, decoding: DecodingArguments) -> None:

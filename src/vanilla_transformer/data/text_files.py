@@ -151,6 +151,11 @@ def parse_object(line: str, where: str) -> dict[str, Any] | None:
     return row
 
 
+def is_text(value: Any) -> bool:
+    """Return whether a value is a string that UTF-8 can encode: JSON can hold half of a surrogate pair."""
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+
+
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     row = dict(pairs)
     if len(row) < len(pairs):

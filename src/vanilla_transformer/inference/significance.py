@@ -15,7 +15,7 @@ DEFAULT_SAMPLES: dict[str, int] = PairedTest._DEFAULT_SAMPLES  # 1,000 resamples
 MAX_SAMPLES = 100_000  # sacreBLEU holds the statistics of all samples in memory at once
 DEFAULT_SEED = 12345  # sacreBLEU's
 SIGNIFICANT = 0.05
-_SEED_VARIABLE = "SACREBLEU_SEED"
+SEED_VARIABLE = "SACREBLEU_SEED"
 
 
 class PairedResult(TypedDict):
@@ -144,12 +144,12 @@ def _as_dict(result: Any) -> PairedResult:
 @contextmanager
 def _sacrebleu_seed(seed: int) -> Iterator[None]:
     """Set the variable of the environment from which alone sacreBLEU takes its seed; restore it on exit."""
-    before = os.environ.get(_SEED_VARIABLE)
-    os.environ[_SEED_VARIABLE] = str(seed)
+    before = os.environ.get(SEED_VARIABLE)
+    os.environ[SEED_VARIABLE] = str(seed)
     try:
         yield
     finally:
         if before is None:
-            del os.environ[_SEED_VARIABLE]
+            del os.environ[SEED_VARIABLE]
         else:
-            os.environ[_SEED_VARIABLE] = before
+            os.environ[SEED_VARIABLE] = before

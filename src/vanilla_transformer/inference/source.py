@@ -7,7 +7,7 @@ from itertools import islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.text_files import iterate_lines, parse_object
+from ..data.text_files import is_text, iterate_lines, parse_object
 from ..errors import UserError
 from .text_io import decode_arguments, read_arriving_lines, replace_line_breaks
 from .translate import split_into_windows
@@ -44,7 +44,7 @@ def parse_request(line: str, where: str) -> Request:
     for name, value in values.items():
         if not isinstance(value, str):
             raise UserError(f"{where}: {name} is {value!r:.40}; it must be a string")
-        if any("\ud800" <= character <= "\udfff" for character in value):
+        if not is_text(value):
             raise UserError(
                 f"{where}: {name} has half of a surrogate pair, which is no text; write the character whole"
             )

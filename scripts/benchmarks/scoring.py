@@ -18,7 +18,7 @@ from vanilla_transformer.data.reading import load_pairs
 from vanilla_transformer.inference.loading import load
 from vanilla_transformer.inference.metrics import corpus_scores
 from vanilla_transformer.inference.scoring import rerank, score
-from vanilla_transformer.inference.translate import translate
+from vanilla_transformer.inference.translate import Translation, translate
 
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 WRONG = 0.1  # share of the pairs that get the target of another
@@ -35,6 +35,11 @@ class Arguments:
     source_lang: str = field(default="en", metadata={"help": "Language of the source."})
     target_lang: str = field(default="de", metadata={"help": "Language of the target."})
     num_beams: int = field(default=4, metadata={"help": "Beam size, and length of the n-best lists."})
+
+
+def find_best(found: list[Translation], scores: dict[str, float], weight: float) -> str:
+    """Return the translation with the highest score, of which the other model's has a weight."""
+    return max(found, key=lambda item: (1 - weight) * item.score + weight * scores[item.text]).text
 
 
 def measure_reranking(arguments: Arguments, sources: list[str], references: list[str]) -> None:
@@ -54,10 +59,7 @@ def measure_reranking(arguments: Arguments, sources: list[str], references: list
     print("| weight of the other model | BLEU | chrF | other translations than by weight 0 |\n|---|---|---|---|")
     first = [found[0].text for found in lists]
     for weight in WEIGHTS:
-        best = [
-            max(found, key=lambda item: (1 - weight) * item.score + weight * scores[item.text]).text  # noqa: B023
-            for found, scores in zip(lists, new, strict=True)
-        ]
+        best = [find_best(found, scores, weight) for found, scores in zip(lists, new, strict=True)]
         scores_of_best = corpus_scores(best, references)
         changed = sum(one != other for one, other in zip(best, first, strict=True))
         print(f"| {weight} | {scores_of_best['bleu']:.2f} | {scores_of_best['chrf']:.2f} | {changed:,} |")

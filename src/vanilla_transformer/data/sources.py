@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import UserError
@@ -38,3 +40,15 @@ def check_target_lang(tokenizer: PreTrainedTokenizerBase, target_lang: str | Non
         check_target_language(tokenizer, target_lang)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def pad_sources(token_ids: Sequence[list[int]], pad_token_id: int, device: torch.device) -> dict[str, torch.Tensor]:
+    """Pad a batch of sources on the right.
+
+    Returns:
+        "input_ids" and "attention_mask", int64, [batch, source length].
+    """
+    input_ids = pad_sequence(list(map(torch.tensor, token_ids)), batch_first=True, padding_value=pad_token_id)
+    lengths = torch.tensor(list(map(len, token_ids)))
+    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+    return {"input_ids": input_ids.to(device), "attention_mask": attention_mask.to(device)}

@@ -20,6 +20,7 @@ from ..base_vanilla_transformer import TOKENS_BEYOND_SOURCE
 from ..convert.ctranslate2 import MAX_POSITIONS, to_ctranslate2
 from ..errors import UserError, first_line, require
 from ..hub.weights import weights_digest
+from ..inference.settings import new_tokens_limit
 from ..inference.translate import Translation
 
 NAME = "ctranslate2"
@@ -141,9 +142,7 @@ class CTranslate2Engine:
         Returns:
             `num_return_sequences` translations for each source, best first.
         """
-        limit = config.max_new_tokens
-        if limit is None and config.max_length and config.max_length > 0:
-            limit = config.max_length - 1
+        limit = new_tokens_limit(config)
         beams = config.num_beams or 1
         results = self.load().translate_batch(
             [self._tokenizer.convert_ids_to_tokens(ids) for ids in token_ids],

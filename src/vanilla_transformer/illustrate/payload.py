@@ -13,13 +13,14 @@ import torch
 from tokenizers import Regex, pre_tokenizers
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from ..base_vanilla_transformer import LIMIT_BY_SOURCE, TOKENS_BEYOND_SOURCE
+from ..base_vanilla_transformer import TOKENS_BEYOND_SOURCE
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..data.normal_form import normal_form
 from ..data.tokenization import PIECES
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import PAPER_DECODING, search_settings
+from ..inference.settings import new_tokens_limit
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 
 Payload = dict[str, Any]
@@ -248,15 +249,12 @@ def _check_generation(defaults: GenerationConfig) -> None:
 def _generation(defaults: GenerationConfig) -> Payload:
     """Give the settings of the search as `generate()` understands them."""
     eos, start = defaults.eos_token_id, defaults.decoder_start_token_id
-    limit = defaults.max_new_tokens
-    if limit is None and defaults.max_length not in (None, LIMIT_BY_SOURCE):
-        limit = defaults.max_length - 1  # without the start token
     settings = search_settings(defaults.num_beams, defaults.length_penalty)
     return {
         "eos_token_id": [] if eos is None else eos if isinstance(eos, list) else [eos],
         "pad_token_id": defaults.pad_token_id,
         "decoder_start_token_id": defaults.bos_token_id if start is None else start,
-        "max_new_tokens": limit,
+        "max_new_tokens": new_tokens_limit(defaults),
         "tokens_beyond_source": TOKENS_BEYOND_SOURCE,
         "num_beams": settings["num_beams"],
         "length_penalty": (PAPER_DECODING if settings["length_penalty"] is None else settings)["length_penalty"],

@@ -13,11 +13,10 @@ from unicodedata import category
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.normal_form import normalize_sources
-from ..data.sources import prepare_sources
+from ..data.sources import pad_sources, prepare_sources
 from ..errors import UserError
 
 Alignment = tuple[tuple[int, int], ...]  # (source word, target word), in the order of the target
@@ -147,15 +146,11 @@ def _attention(model: Any, pad_token_id: int, source_ids: list[list[int]], seque
 
     The target is without the start token: row 0 is the first token that was written.
     """
-    input_ids = pad_sequence(list(map(torch.tensor, source_ids)), batch_first=True, padding_value=pad_token_id)
-    lengths = torch.tensor(list(map(len, source_ids)))
-    attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
     decoder_input_ids = torch.tensor(sequences)[:, :-1]  # the last token is never read
     decoder_input_ids = decoder_input_ids.masked_fill(decoder_input_ids < 0, pad_token_id)
     with torch.inference_mode():
         outputs = model(
-            input_ids=input_ids.to(model.device),
-            attention_mask=attention_mask.to(model.device),
+            **pad_sources(source_ids, pad_token_id, model.device),
             decoder_input_ids=decoder_input_ids.to(model.device),
             output_attentions=True,
             use_cache=False,

@@ -22,6 +22,7 @@ from ..errors import UserError, first_line
 from .settings import MAX_BEAMS, MAX_LENGTH_PENALTY, is_finite_number, is_integer
 
 CONFIG = "config.json"
+RECORD_NAME = "run.json"  # what a training run says of itself
 GENERATION_CONFIG = "generation_config.json"
 WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UserError, require
 from .alignments import Alignment, word_spans
-from .model_files import SavedModel
+from .model_files import RECORD_NAME, SavedModel
 
 if TYPE_CHECKING:
     from .translate import Translation
-
-RECORD_NAME = "run.json"  # that training writes
 
 # Written without a space between sentences: punctuation and characters of Chinese and Japanese, and full-width forms.
 _JOINED = re.compile("[\u3000-\u30ff\u3400-\u9fff\uf900-\ufaff\uff00-\uff9f\U00020000-\U000323af]")

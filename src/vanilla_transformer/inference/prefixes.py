@@ -18,6 +18,7 @@ from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerB
 from ..base_vanilla_transformer import LIMIT_BY_SOURCE, TOKENS_BEYOND_SOURCE
 from ..data.normal_form import normal_form
 from ..errors import UserError
+from .settings import new_tokens_limit
 
 logger = logging.getLogger(__name__)
 
@@ -157,10 +158,8 @@ def longest_translation(config: GenerationConfig, source_length: int, tokens_bey
             None if only these count.
     """
     limits = []
-    if config.max_new_tokens is not None:
-        limits.append(config.max_new_tokens)
-    elif config.max_length not in (None, LIMIT_BY_SOURCE):
-        limits.append(config.max_length - 1)  # the start token counts there
+    if (limit := new_tokens_limit(config)) is not None:
+        limits.append(limit)
     elif config.max_length == LIMIT_BY_SOURCE and tokens_beyond_source is None:
         limits.append(source_length + TOKENS_BEYOND_SOURCE)
     if tokens_beyond_source is not None:

@@ -17,7 +17,7 @@ from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_length_penalty, search_settings
 from .settings import BATCH_TOKENS, check_settings
-from .translate import MIN_COUNTED_LENGTH, Translation, explain_memory, split_into_windows
+from .translate import MIN_COUNTED_LENGTH, Translation, cut_into_batches, explain_memory, split_into_windows
 
 MAX_LENGTH = 1024  # tokens of a side, unless more are asked for
 
@@ -238,24 +238,12 @@ def _score(
     with bar:
         for window in windows:
             scores: dict[int, PairScore] = {}
-            for batch in _make_batches(encoder.encode(window), batch_tokens):
+            for batch in cut_into_batches(encoder.encode(window), lambda pair: pair.length, batch_tokens):
                 rows = _token_log_probs(model, collator, batch)
                 for pair, row in zip(batch, rows, strict=True):
                     scores[pair.place] = _summarize(pair.target_ids, row, alpha)
                 bar.update(len(batch))
             yield from (scores[index] for index in range(len(window)))
-
-
-def _make_batches(pairs: Iterable[_EncodedPair], batch_tokens: int) -> Iterator[list[_EncodedPair]]:
-    """Cut pairs, the longest first, into batches by token budget."""
-    batch: list[_EncodedPair] = []
-    for pair in pairs:
-        if batch and (len(batch) + 1) * batch[0].length > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(pair)
-    if batch:
-        yield batch
 
 
 def _token_log_probs(

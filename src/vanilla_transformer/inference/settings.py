@@ -3,6 +3,9 @@
 import math
 from typing import Any
 
+from transformers import GenerationConfig
+
+from ..base_vanilla_transformer import LIMIT_BY_SOURCE
 from ..errors import UserError
 
 BATCH_TOKENS = 1024
@@ -34,12 +37,7 @@ def check_settings(
     _check_integer("max_new_tokens", max_new_tokens, 1, MAX_NEW_TOKENS)
     _check_integer("batch_tokens", batch_tokens, 1)
     _check_integer("max_source_length", max_source_length, 2)
-    if length_penalty is not None and not (
-        is_finite_number(length_penalty) and abs(length_penalty) <= MAX_LENGTH_PENALTY
-    ):
-        raise UserError(
-            f"length_penalty is {length_penalty}; it must be from -{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}"
-        )
+    _check_exponent("length_penalty", length_penalty)
     if too_long not in TOO_LONG:
         raise UserError(f'too_long is {too_long!r}; it must be "cut" or "refuse"')
 
@@ -50,8 +48,20 @@ def check_normalization(normalize: float | None) -> None:
     Raises:
         UserError: With name, value and what is allowed.
     """
-    if normalize is not None and not (is_finite_number(normalize) and abs(normalize) <= MAX_LENGTH_PENALTY):
-        raise UserError(f"normalize is {normalize}; it must be from -{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}")
+    _check_exponent("normalize", normalize)
+
+
+def _check_exponent(name: str, value: float | None) -> None:
+    """Refuse an exponent of the length that is out of range; None is not given."""
+    if value is not None and not (is_finite_number(value) and abs(value) <= MAX_LENGTH_PENALTY):
+        raise UserError(f"{name} is {value}; it must be from -{MAX_LENGTH_PENALTY:g} to {MAX_LENGTH_PENALTY:g}")
+
+
+def new_tokens_limit(config: GenerationConfig) -> int | None:
+    """Return how many tokens a generation config lets a translation have; None if it does not limit it by a number."""
+    if config.max_new_tokens is not None:
+        return config.max_new_tokens
+    return None if config.max_length in (None, LIMIT_BY_SOURCE) else config.max_length - 1  # without the start token
 
 
 def is_integer(value: Any) -> bool:

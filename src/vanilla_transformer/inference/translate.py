@@ -10,12 +10,11 @@ from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
-from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_vanilla_transformer import TOKENS_BEYOND_SOURCE
-from ..data.sources import check_target_lang, prepare_sources
+from ..data.sources import check_target_lang, pad_sources, prepare_sources
 from ..data.tokenization import check_added_tokens, decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
@@ -312,6 +311,24 @@ def _longest_translation(config: GenerationConfig, settings: dict[str, Any], sou
     return longest_translation(config, source_length, beyond)
 
 
+def cut_into_batches(items: Iterable[T], length: Callable[[T], int], batch_tokens: int) -> Iterator[list[T]]:
+    """Cut items into batches by token budget, padding counted.
+
+    Args:
+        items: What is batched, the longest first.
+        length: Gives the tokens that an item counts as.
+        batch_tokens: Most tokens of a batch; an item above it is a batch of its own.
+    """
+    batch: list[T] = []
+    for item in items:
+        if batch and (len(batch) + 1) * length(batch[0]) > batch_tokens:
+            yield batch
+            batch = []
+        batch.append(item)
+    if batch:
+        yield batch
+
+
 class _SourceBatcher:
     """Tokenizes windows of sentences and groups them into batches.
 
@@ -334,7 +351,7 @@ class _SourceBatcher:
         self.first_sentence = first_sentence  # number of the first sentence of the next window
 
     def make_batches(self, window: list[str], numbers: list[int]) -> Iterator[list[tuple[int, list[int]]]]:
-        """Yield batches of (index in the window, token ids), longest sentences first; blank sentences are left out.
+        """Make batches of (index in the window, token ids), longest sentences first; blank sentences are left out.
 
         Args:
             window: The sentences.
@@ -346,14 +363,8 @@ class _SourceBatcher:
         limited = map(self._limit_length, [numbers[index] for index in indices], token_ids)
         pairs = list(zip(indices, limited, strict=True))
         self.first_sentence += numbers[-1] + 1 if numbers else 0
-        batch: list[tuple[int, list[int]]] = []
-        for index, ids in sorted(pairs, key=lambda pair: len(pair[1]), reverse=True):
-            if batch and (len(batch) + 1) * max(len(batch[0][1]), self.min_counted_length) > self.batch_tokens:
-                yield batch
-                batch = []
-            batch.append((index, ids))
-        if batch:
-            yield batch
+        pairs.sort(key=lambda pair: len(pair[1]), reverse=True)
+        return cut_into_batches(pairs, lambda pair: max(len(pair[1]), self.min_counted_length), self.batch_tokens)
 
     def _limit_length(self, number: int, ids: list[int]) -> list[int]:
         """Return the ids of a sentence of text `number`, truncated to `max_source_length` with `</s>` kept."""
@@ -413,13 +424,8 @@ def _run_generate(
         processors = [*(settings.get("logits_processor") or ()), TargetPrefixLogitsProcessor(prefixes)]
         settings = {**settings, "logits_processor": LogitsProcessorList(processors)}
     with _explain_memory(len(token_ids), settings["num_beams"]), eval_mode(model), torch.inference_mode():
-        rows = [torch.tensor(ids) for ids in token_ids]
-        input_ids = pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id).to(model.device)
-        lengths = torch.tensor([len(ids) for ids in token_ids])
-        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long().to(model.device)
         output = model.generate(  # type: ignore[operator]  # from GenerationMixin, which PreTrainedModel does not name
-            input_ids=input_ids,
-            attention_mask=attention_mask,
+            **pad_sources(token_ids, tokenizer.pad_token_id, model.device),
             return_dict_in_generate=True,
             tokenizer=tokenizer,  # for stop strings
             **settings,

@@ -17,7 +17,8 @@ from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data.files import check_writable, in_use
 from ..errors import UserError
-from .record import RECORD_NAME, RECORD_PART_NAME
+from ..inference.model_files import RECORD_NAME
+from .record import RECORD_PART_NAME
 
 logger = logging.getLogger(__name__)
 

@@ -17,9 +17,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from .. import __version__
 from ..data.secrets import mask_secrets
 from ..errors import UserError
+from ..inference.model_files import RECORD_NAME
 from .stopping import describe_stop, logged_minutes
 
-RECORD_NAME = "run.json"
 RECORD_PART_NAME = "run.part"  # until it is complete
 # Training arguments that influence the model.
 _RECIPE = (

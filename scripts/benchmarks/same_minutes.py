@@ -7,7 +7,8 @@ All contenders have the same tokenizer and the same size:
 
 - ours: the README's training command, with as many steps as fit, and the mean of its last 5 checkpoints;
 - documented: MarianMT under the stock Seq2SeqTrainer, with the arguments of transformers' page on translation;
-- tuned: the same with our batch size in sentences, learning rate, warm-up, schedule, dropout and label smoothing.
+- tuned: the same with our batch size in sentences, learning rate, warm-up, schedule, dropout and label smoothing, and
+  the stock trainer's own sampler of batches of like length.
 
 A short run tells how many steps fit into the minutes, so that each schedule ends in time. Nobody validates meanwhile.
 """
@@ -204,7 +205,12 @@ def main(argv: list[str] | None = None) -> None:
     dataset = encode_pairs(pairs, tokenizer, **LIMITS)[0]
     lengths = token_lengths(dataset, "input_ids"), token_lengths(dataset, "labels")
     sentences = round(len(dataset) / len(TokenBatchSampler(*lengths, TOKENS)))
-    tuned = {**OURS, "per_device_train_batch_size": sentences, "label_smoothing_factor": SMOOTHING}
+    tuned = {
+        **OURS,
+        "per_device_train_batch_size": sentences,
+        "label_smoothing_factor": SMOOTHING,
+        "train_sampling_strategy": "group_by_length",
+    }
     contenders = {
         "ours": train_ours(arguments, output_dir / "tokenizer"),
         "documented": train_marian(arguments, tokenizer, dataset, "documented", **DOCUMENTED),

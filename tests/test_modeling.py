@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import set_seed
 from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.trainer_pt_utils import LabelSmoother
 from transformers.utils.generic import find_labels
 
@@ -734,6 +735,56 @@ def test_autocast(attn_implementation):
     torch.testing.assert_close(loss, single, rtol=0.05, atol=0.05)
     loss.backward()
     assert all(grad.isfinite().all() and grad.dtype == torch.float32 for grad in gradients(model).values())
+
+
+@pytest.fixture
+def sdpa_dtypes(monkeypatch):
+    """The dtypes of the queries of all calls of F.scaled_dot_product_attention."""
+    dtypes, sdpa = [], F.scaled_dot_product_attention
+
+    def recording(query, *args, **kwargs):
+        dtypes.append(query.dtype)
+        return sdpa(query, *args, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", recording)
+    return dtypes
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_attention_of_a_training_step_in_bfloat16_is_computed_in_float32(sdpa_dtypes, autocast):
+    model, batch = small_model("sdpa", attention_dropout=0.0, dropout=0.0).train(), ragged_batch()
+    labels = labels_of(batch["decoder_input_ids"])
+    model(**batch, labels=labels).loss.backward()
+    expected = gradients(model)
+    model.zero_grad()
+    attended = []
+    model.model.decoder.layers[0].self_attn.register_forward_hook(
+        lambda _, inputs, outputs: attended.append(outputs[0].dtype)
+    )
+    model = model if autocast else model.bfloat16()
+    sdpa_dtypes.clear()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        model(**batch, labels=labels).loss.backward()
+    assert set(sdpa_dtypes) == {torch.float32} and attended == [torch.bfloat16]
+    for name, gradient in gradients(model).items():
+        if not name.endswith("k_proj.bias"):  # softmax cancels it: its gradient is rounding
+            assert (gradient - expected[name]).norm() < 0.3 * expected[name].norm(), name
+
+
+@torch.autocast("cpu", torch.bfloat16)
+def test_attention_in_bfloat16_stays_so_without_training_and_in_a_function_of_ones_own(sdpa_dtypes, monkeypatch):
+    model, batch = small_model("sdpa"), ragged_batch()
+    model(**batch)
+    assert set(sdpa_dtypes) == {torch.bfloat16}
+    sdpa, seen = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+
+    def own(module, query, *args, **kwargs):
+        seen.append(query.dtype)
+        return sdpa(module, query, *args, **kwargs)
+
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._global_mapping, "sdpa", own)
+    model.train()(**batch)
+    assert set(seen) == {torch.bfloat16}
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 can't trace transformers' own decorators")

@@ -101,6 +101,12 @@ def make_ours(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[Ba
     return model, lambda batch: model(**batch, smoothing=SMOOTHING, return_logits=False).loss
 
 
+def make_ours_in_bfloat16(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[Batch], torch.Tensor]]:
+    """Make this package's model under autocast, as `--bf16` trains it: weights and optimizer stay float32."""
+    model, plain_loss = make_ours(config)
+    return model, torch.autocast("cpu", torch.bfloat16)(plain_loss)
+
+
 def make_marian(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[Batch], torch.Tensor]]:
     """Make MarianMT of the same shape, smoothed by the Trainer's own label smoother, as it has no other."""
     fields = {name: value for name, value in config.to_dict().items() if hasattr(MarianConfig, name)}
@@ -128,7 +134,12 @@ def make_torch(config: VanillaTransformerConfig) -> tuple[nn.Module, Callable[[B
     return model, loss
 
 
-CONTENDERS = {"ours": make_ours, "MarianMT": make_marian, "torch.nn.Transformer": make_torch}
+CONTENDERS = {
+    "ours": make_ours,
+    "ours, bfloat16": make_ours_in_bfloat16,
+    "MarianMT": make_marian,
+    "torch.nn.Transformer": make_torch,
+}
 
 
 @dataclass

@@ -1,16 +1,18 @@
-"""Faster forms of the paper's sums: dropout on a CPU, and a training loss that never holds all logits.
+"""Faster forms of the paper's sums: attention and dropout on a CPU, and a training loss that never holds all logits.
 
 They cannot be told from the plain forms: inputs are left as they are, results are equal up to rounding (and the random
 numbers drawn), and the plain form takes over under `torch.func` and where somebody has changed a module.
 """
 
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 IGNORED_LABEL = -100
 # Logits that the training loss holds at a time: 16 MiB in float32. docs/decisions.md has the measurements.
@@ -50,6 +52,42 @@ def _is_own_code(module_class: Any) -> bool:
 def is_transformed() -> bool:
     """Check whether a transform of `torch.func` (grad, vmap, jvp) is at work: it needs operations that it knows."""
     return torch._C._are_functorch_transforms_active()
+
+
+# 3.2.1 Scaled dot-product attention
+
+
+def with_fast_gradients(attend: Callable, query: torch.Tensor, training: bool) -> Callable:
+    """Replace SDPA in bfloat16 by SDPA in float32 for training on a CPU.
+
+    There the gradients of torch's kernel take five to seven times as long in bfloat16 as in float32, which is most of a
+    small model's training step.
+
+    Args:
+        attend: A function of transformers' attention interface; another one than the stock "sdpa" is left alone.
+        query: The queries that it will be called with.
+        training: Whether the module that calls it is in training mode.
+    """
+    is_slow = training and query.dtype == torch.bfloat16 and query.device.type == "cpu" and type(query) is torch.Tensor
+    if not is_slow or attend is not sdpa_attention_forward or torch.compiler.is_compiling() or is_transformed():
+        return attend
+    return sdpa_in_float32
+
+
+def sdpa_in_float32(
+    module: nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    **kwargs: Any,
+) -> tuple[torch.Tensor, None]:
+    """Call transformers' "sdpa" in float32, also under autocast, and round its output to the dtype of the queries."""
+    if attention_mask is not None and attention_mask.is_floating_point():
+        attention_mask = attention_mask.float()
+    with torch.autocast("cpu", enabled=False):
+        heads, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+    return heads.to(query.dtype), None
 
 
 # 5.4 Regularization: dropout

@@ -46,6 +46,7 @@ from .kernels_vanilla_transformer import (
     is_unmodified,
     linear_cross_entropy,
     number_of_labels,
+    with_fast_gradients,
 )
 
 # 3.1 Encoder and decoder stacks
@@ -183,9 +184,9 @@ class VanillaTransformerAttention(nn.Module):
         """
         query = self.split_heads(self.q_proj(x))
         key, value = self.keys_and_values(x, memory, past_key_values)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, scaled_dot_product_attention
-        )
+        implementation = self.config._attn_implementation
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, scaled_dot_product_attention)
+        attend = with_fast_gradients(attend, query, self.training)
         p = self.dropout if self.training else 0.0
         heads, weights = attend(self, query, key, value, attention_mask, dropout=p, scaling=self.scaling, **kwargs)
         return self.out_proj(heads.flatten(2)), weights  # Concat(head_1, ..., head_h) W^O
@@ -537,8 +538,7 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             labels: Target ids, not shifted, [batch, target length], int64; -100 where a position is ignored. The
                 decoder's input follows from them unless it is given.
             logits_to_keep: How many of the last positions get logits, 0 for all, or the positions' indices.
-            smoothing: Label smoothing (section 5.4) of the loss. (A name with "label" in it would count as a label
-                for the Trainer.)
+            smoothing: Label smoothing (section 5.4) of the loss; the Trainer takes a name with "label" for a label.
             num_items_in_batch: The divisor of the loss in place of the number of this batch's labels: the number of
                 labels in all accumulated batches.
             return_logits: Whether to return logits beside the loss. Without, memory does not grow with the logits of

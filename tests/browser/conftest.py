@@ -97,7 +97,7 @@ def draw_all(page: Page) -> None:
 
 
 def choose(page: Page, key: str) -> None:
-    """Choose a radio button by its data-key: click its label, once that stands still, as parts may be drawn above it."""
+    """Choose a radio button by its data-key; the click waits until its label stands still."""
     page.locator("label", has=page.locator(f"[data-key='{key}']")).first.click()
     page.locator(f"[data-key='{key}']:checked").first.wait_for(state="attached")
     draw_all(page)

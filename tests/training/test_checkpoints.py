@@ -237,3 +237,13 @@ def test_the_final_model_appears_when_it_is_complete(tmp_path, tokenizer, datase
     monkeypatch.undo()
     trainer.save_model()
     assert (tmp_path / "run" / "model.safetensors").is_file() and not (tmp_path / "run" / "tmp-model").exists()
+
+
+def test_a_checkpoint_is_not_continued_in_the_folder_of_another_run(tmp_path, tokenizer, dataset):
+    one, other = tmp_path / "one", tmp_path / "other"
+    for folder in (one, other):
+        run(folder, tokenizer, dataset, steps=4)
+    with pytest.raises(UserError, match="other is not empty, and .*one/checkpoint-4 is of another run; give another"):
+        checkpoint_to_resume(other, str(one / "checkpoint-4"))
+    assert checkpoint_to_resume(tmp_path / "new", str(one / "checkpoint-4")) == str(one / "checkpoint-4")
+    assert checkpoint_to_resume(one, str(one / "checkpoint-4")) == str(one / "checkpoint-4")

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import torch
 from datasets import Dataset
 from training_runs import (
     SENTENCES,
@@ -268,3 +269,68 @@ def test_streams_of_other_pairs_limits_or_buffers_have_other_fingerprints(tokeni
 def test_resume_from_checkpoint_false_starts_a_new_run(tmp_path, tokenizer, dataset):
     trainer = make_trainer(make_model(tokenizer), make_arguments(tmp_path, max_steps=1), tokenizer, dataset)
     assert trainer.train(resume_from_checkpoint=False).global_step == 1
+
+
+@pytest.mark.parametrize("corpora", [1, 2], ids=["one corpus", "two corpora"])
+@pytest.mark.parametrize("stop", [6, 14])
+def test_a_stream_resumes_from_any_checkpoint(tmp_path, tokenizer, corpora, stop):
+    """Buffers of ten pairs, so that an epoch has several, and checkpoints in the first epoch and in a later one.
+
+    The fingerprint of the data, taken with the first checkpoint, must not move the reader on.
+    """
+    rows = Dataset.from_dict({"source": SENTENCES, "target": [sentence.upper() for sentence in SENTENCES]})
+
+    def train(folder: Path, steps: int, resume: bool = False) -> None:
+        pairs = [rows.shard(corpora, index).to_iterable_dataset() for index in range(corpora)]
+        weights = None if corpora == 1 else [1.0, 2.0]
+        stream = TokenStream(pairs, tokenizer, max_tokens=500, buffer_size=10, weights=weights, **LIMITS)
+        arguments = make_arguments(folder, max_steps=20, save_strategy="steps", save_steps=2, save_total_limit=None)
+        model = make_model(tokenizer, dropout=0.2)
+        trainer = make_trainer(model, arguments, tokenizer, stream, callbacks=[StopAt(steps)])
+        trainer.train(resume_from_checkpoint=resume)
+
+    train(tmp_path / "whole", 20)
+    train(tmp_path / "parts", stop)
+    train(tmp_path / "parts", 20, resume=True)
+    assert equal_weights(tmp_path / "whole" / "checkpoint-20", tmp_path / "parts" / "checkpoint-20")
+
+
+@pytest.mark.parametrize("step", [3, 5, 12])
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+def test_an_interruption_adds_and_loses_no_validation(tmp_path, tokenizer, dataset, strategy, step):
+    """Between two validations, where one is due, and at the last step."""
+    settings = {"eval_strategy": strategy, "eval_steps": 3, "save_strategy": strategy, "save_steps": 3}
+    settings |= {"save_total_limit": None, "predict_with_generate": False, "max_steps": 12}
+
+    def train(folder: Path, callbacks=(), resume: bool = False):
+        model = make_model(tokenizer, dropout=0.2)
+        arguments = make_arguments(folder, **settings)
+        trainer = make_trainer(model, arguments, tokenizer, dataset, callbacks=list(callbacks))
+        trainer.train(resume_from_checkpoint=resume)
+        return [line["step"] for line in trainer.state.log_history if "eval_loss" in line], trainer
+
+    expected, whole = train(tmp_path / "whole")
+    _, interrupted = train(tmp_path / "parts", [SaveOnInterrupt(), Press(step - 1)])
+    assert interrupted.state.global_step == step
+    found, resumed = train(tmp_path / "parts", resume=True)
+    assert found == expected
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_validation_at_the_start_is_not_repeated_when_a_run_is_resumed(tmp_path, tokenizer, dataset):
+    """It would count as one that has not improved."""
+
+    def train(callbacks=(), resume: bool = False):
+        arguments = make_arguments(
+            tmp_path, max_steps=8, eval_strategy="steps", eval_steps=4, save_strategy="steps", save_steps=4,
+            eval_on_start=True, early_stopping_patience=1, metric_for_best_model="loss", predict_with_generate=False,
+        )  # fmt: skip
+        trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, callbacks=list(callbacks))
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer.state
+
+    train([StopAt(4)])
+    state = train(resume=True)
+    assert [line["step"] for line in state.log_history if "eval_loss" in line] == [0, 4, 8]
+    assert state.global_step == 8

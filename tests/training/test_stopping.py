@@ -167,3 +167,36 @@ def test_patience_without_a_metric_goes_by_the_loss(tmp_path):
     settings = {"eval_strategy": "steps", "save_strategy": "steps", "early_stopping_patience": 2}
     arguments = make_arguments(tmp_path, metric_for_best_model=None, **settings)
     assert arguments.metric_for_best_model == "loss" and arguments.greater_is_better is False
+
+
+def test_minutes_without_a_log_line_count_too(tmp_path, tokenizer, dataset, monkeypatch):
+    """The clock stands still but for a minute a step; nothing is logged, and each part has two checkpoints."""
+    settings = {"eval_strategy": "no", "logging_strategy": "no", "save_steps": 2, "max_minutes": 7}
+
+    def part(stop: int | None, resume: bool) -> VanillaTransformerTrainer:
+        now = [1000.0]
+        monkeypatch.setattr("vanilla_transformer.training.trainer.time.perf_counter", lambda: now[0])
+
+        class Tick(TrainerCallback):
+            def on_step_begin(self, *args, **kwargs):
+                now[0] += 60
+
+        arguments = make_arguments(tmp_path, max_steps=12, save_strategy="steps", save_total_limit=None, **settings)
+        callbacks = [Tick(), *([StopAt(stop)] if stop else [])]
+        trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer
+
+    part(4, resume=False)
+    trainer = part(None, resume=True)
+    assert trainer.state.global_step == 7 and trainer.minutes() == 7
+
+
+def test_the_last_checkpoint_is_kept_beside_the_best_one(tmp_path, tokenizer, dataset):
+    """The stock trainer deletes it in the end where the limit is 1; the finished run would be trained again."""
+    changes = {"save_total_limit": 1, "load_best_model_at_end": True}
+    trainer = train(tmp_path, tokenizer, dataset, LOSSES, **changes)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {"checkpoint-8", "checkpoint-12"}
+    assert trainer.args.save_total_limit == 1
+    again = train(tmp_path, tokenizer, dataset, LOSSES, resume=True, **changes)
+    assert again.is_finished(str(tmp_path / "checkpoint-12")) and again.state.global_step == 12

@@ -267,8 +267,19 @@ def test_a_trial_of_a_hyperparameter_search_has_its_own_learning_rate(tmp_path, 
     trainer.hp_search_backend = HPSearchBackend.RAY
     trainer._hp_search_setup({"warmup_steps": 40.0})
     assert trainer.args.learning_rate == pytest.approx((16 * 40) ** -0.5)
-    trainer._hp_search_setup({"learning_rate": 0.5})
-    assert trainer.args.learning_rate == 0.5
+    for _ in range(2):  # also where two trials in a row have the same
+        trainer._hp_search_setup({"learning_rate": 0.5})
+        assert trainer.args.learning_rate == 0.5
+    trainer._hp_search_setup({"warmup_steps": 10.0})
+    assert trainer.args.learning_rate == pytest.approx((16 * 10) ** -0.5)
+
+
+def test_a_trial_can_set_what_ends_a_run_or_averages_it(tmp_path, tokenizer, dataset):
+    arguments = make_arguments(tmp_path, max_steps=4, ema_decay=None, max_minutes=None)
+    trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset)
+    trainer.args.ema_decay, trainer.args.max_minutes = 0.5, 1e-9
+    trainer.train()
+    assert trainer.state.global_step == 1 and trainer._average_updates == 1
 
 
 def test_epochs_and_a_warm_up_that_is_a_share_of_them(tmp_path, tokenizer, dataset):

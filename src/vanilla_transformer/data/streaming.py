@@ -176,8 +176,7 @@ class TokenStream(TorchIterableDataset):
         self._now = self._start
         self._buffers.clear()
         while True:
-            reader = copy.copy(self.pairs)  # a data set keeps a loaded state for every later iteration
-            reader.set_epoch(self._now["epoch"])
+            reader = new_reader(self.pairs, self._now["epoch"])
             if self._now["reader"] is not None:
                 reader.load_state_dict(self._now["reader"])
             rows = iter(reader)
@@ -245,6 +244,16 @@ class TokenStream(TorchIterableDataset):
         for row, source, target in zip(kept, *segmented.values(), strict=True):
             if len(source) <= self.limits.max_source_length and len(target) <= self.limits.max_target_length:
                 encoded["input_ids"][row], encoded["labels"][row] = source, target
+
+
+def new_reader(pairs: IterableDataset, epoch: int) -> IterableDataset:
+    """Copy a data set, to read it from the beginning of an epoch.
+
+    The copy is deep: of others `datasets` shares the state of reading, so that a second reader moves the first one on.
+    """
+    reader = copy.deepcopy(pairs)
+    reader.set_epoch(epoch)
+    return reader
 
 
 def _tag_stream(pairs: IterableDataset, tokenizer: PreTrainedTokenizerFast, target_lang: str) -> IterableDataset:

@@ -43,7 +43,14 @@ class SaveOnInterrupt(TrainerCallback):
         """Ask for a checkpoint and for the end of training after an interruption."""
         if self.interrupted:
             control.should_save = control.should_training_stop = True
-            control.should_evaluate = False
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave out what is due after an epoch where an interruption has ended it in the middle."""
+        is_inside = state.global_step < state.max_steps and state.epoch != round(state.epoch or 0)
+        if self.interrupted and is_inside:
+            control.should_log = control.should_evaluate = control.should_save = False
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -236,6 +236,12 @@ def checkpoint_to_resume(output_dir: str | Path, resume_from: str | None, proces
     elif resume_from == "last":
         checkpoint = _last_checkpoint(output_dir)
     elif is_complete(Path(resume_from)):
+        elsewhere = Path(resume_from).resolve().parent != output_dir.resolve()
+        if elsewhere and in_use(output_dir) and not _has_only_leftovers(output_dir):
+            raise UserError(
+                f"{output_dir} is not empty, and {resume_from} is of another run; give another output_dir, or no value "
+                f"of resume_from_checkpoint to continue the run in {output_dir}"
+            )
         checkpoint = resume_from
     else:
         raise UserError(

@@ -45,8 +45,7 @@ class AveragingTrainer(EvaluatingTrainer):
         self._average: dict[str, torch.Tensor] = {}  # of the parameters that are trained; empty without `ema_decay`
         self._average_updates = 0
         self._shows_average = False
-        if self._ema_decay is not None:
-            self.add_callback(_AverageWeights(self))
+        self.add_callback(_AverageWeights(self))
 
     @property
     def _ema_decay(self) -> float | None:
@@ -58,12 +57,13 @@ class AveragingTrainer(EvaluatingTrainer):
         return {name: parameter for name, parameter in parameters if parameter.requires_grad}
 
     def begin_average(self) -> None:
-        """Begin the average with the weights as they are.
+        """Begin the average with the weights as they are; without `ema_decay` there is none.
 
         Raises:
             UserError: The weights are not in float32, in which alone small changes add up.
         """
-        parameters = self._trained_parameters()
+        self._average_updates = 0
+        parameters = {} if self._ema_decay is None else self._trained_parameters()
         for name, parameter in parameters.items():
             if parameter.dtype != torch.float32:
                 kind = str(parameter.dtype).removeprefix("torch.")
@@ -72,7 +72,6 @@ class AveragingTrainer(EvaluatingTrainer):
                     "of an average are lost; load the model in float32, or leave out ema_decay"
                 )
         self._average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        self._average_updates = 0
 
     def update_average(self) -> None:
         """Move the average towards the weights, after an optimizer step."""
@@ -147,7 +146,7 @@ class AveragingTrainer(EvaluatingTrainer):
 
 
 class _AverageWeights(TrainerCallback):
-    """Keeps the average of a trainer's weights."""
+    """Keeps the average of a trainer's weights, if there is an `ema_decay`."""
 
     def __init__(self, trainer: AveragingTrainer) -> None:
         self.trainer = trainer
@@ -161,4 +160,5 @@ class _AverageWeights(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Update the average, before it is validated or saved."""
-        self.trainer.update_average()
+        if getattr(args, "ema_decay", None) is not None:
+            self.trainer.update_average()

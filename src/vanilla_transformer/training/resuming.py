@@ -1,6 +1,5 @@
 """Compare the settings of a resumed run with those that its checkpoint was trained with."""
 
-import copy
 import hashlib
 import json
 import logging
@@ -19,7 +18,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerState, TrainingArguments
 
 from ..data.bpe_dropout import BpeDropout, BpeDropoutPairs
-from ..data.streaming import TokenStream
+from ..data.streaming import TokenStream, new_reader
 from ..errors import UserError, first_line
 
 logger = logging.getLogger(__name__)
@@ -70,7 +69,7 @@ def fingerprint_data(data: Any) -> str | None:
         digest.update(json.dumps(list(data.limits.values())).encode())
         data = data.pairs
     if isinstance(data, TokenStream):
-        pairs = list(islice(iter(copy.copy(data.pairs)), STREAM_SAMPLE))
+        pairs = list(islice(iter(new_reader(data.pairs, epoch=0)), STREAM_SAMPLE))
         settings = [list(data.limits), data.buffer_size, data.tokenizer.backend_tokenizer.to_str()]
         settings += [] if data.weights is None else [list(data.weights)]
         digest.update(json.dumps([pairs, settings]).encode())

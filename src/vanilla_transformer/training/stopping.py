@@ -6,13 +6,14 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import TrainerCallback, TrainerControl, TrainerState
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy, SchedulerType
 
 from .options import metric_name
 from .resuming import STATE_NAME, saved_states
 
 COMPARED_FROM = "compared_from"  # key of the step after which validations are compared, in the settings of a checkpoint
+MINUTES = "minutes"  # key of the minutes since the run began, there and in the log
 # Schedules whose rates do not depend on the number of steps.
 ENDLESS_SCHEDULES = (
     SchedulerType.CONSTANT,
@@ -24,8 +25,9 @@ ENDLESS_SCHEDULES = (
 
 
 def logged_minutes(state: TrainerState) -> float:
-    """Return the minutes since the run began, as of the last line of the log."""
-    return next((line["minutes"] for line in reversed(state.log_history) if "minutes" in line), 0.0)
+    """Return the minutes since the run began, as of the last line of the log or of a checkpoint after it."""
+    last_line = next((line[MINUTES] for line in reversed(state.log_history) if MINUTES in line), 0.0)
+    return max(last_line, (saved_states(state) or {}).get(STATE_NAME, {}).get(MINUTES, 0.0))
 
 
 def validations_without_improvement(args: Any, state: TrainerState) -> int:
@@ -78,17 +80,18 @@ def describe_stop(args: Any, state: TrainerState) -> str | None:
 
 
 class EarlyStopping(TrainerCallback):
-    """End training when validation has not improved for `early_stopping_patience` times in a row."""
+    """End training when validation has not improved for `early_stopping_patience` times in a row, if that is set."""
 
     def on_evaluate(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Count the validation, whose line is in the log already."""
-        if validations_without_improvement(args, state) >= args.early_stopping_patience:
+        patience = getattr(args, "early_stopping_patience", None)  # plain Seq2SeqTrainingArguments have none
+        if patience is not None and validations_without_improvement(args, state) >= patience:
             control.should_training_stop = True
             control.should_save = args.save_strategy in (SaveStrategy.STEPS, SaveStrategy.EPOCH)
 
 
 class TimeLimit(TrainerCallback):
-    """End training after `max_minutes`, with a validation and a checkpoint as after the last step."""
+    """End training after `max_minutes`, if that is set, with a validation and a checkpoint as after the last step."""
 
     def __init__(self, minutes: Callable[[], float]) -> None:
         """Create the callback.
@@ -100,21 +103,13 @@ class TimeLimit(TrainerCallback):
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for the end where the time is up."""
-        is_up = self.minutes() >= args.max_minutes
+        limit = getattr(args, "max_minutes", None)
+        if limit is None:
+            return
+        is_up = self.minutes() >= limit
         if args.world_size > 1:  # the clocks differ, and the processes must stop at the same step
             is_up = bool(broadcast(torch.tensor([is_up], dtype=torch.int32, device=args.device)).item())
         if is_up:
             control.should_training_stop = control.should_log = True
             control.should_evaluate |= args.eval_strategy == IntervalStrategy.STEPS
             control.should_save |= args.save_strategy == SaveStrategy.STEPS
-
-
-def stop_callbacks(args: TrainingArguments, minutes: Callable[[], float]) -> list[TrainerCallback]:
-    """Return the callbacks that end a run as its arguments say.
-
-    Args:
-        args: The training arguments.
-        minutes: As in `TimeLimit`.
-    """
-    early = [EarlyStopping()] if getattr(args, "early_stopping_patience", None) is not None else []
-    return [*early, *([TimeLimit(minutes)] if getattr(args, "max_minutes", None) is not None else [])]

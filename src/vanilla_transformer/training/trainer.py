@@ -49,7 +49,7 @@ from .resuming import (
     readable,
     saved_states,
 )
-from .stopping import COMPARED_FROM, find_stop_reason, logged_minutes, stop_callbacks
+from .stopping import COMPARED_FROM, MINUTES, EarlyStopping, TimeLimit, find_stop_reason, logged_minutes
 
 
 class VanillaTransformerTrainer(AveragingTrainer):
@@ -123,13 +123,14 @@ class VanillaTransformerTrainer(AveragingTrainer):
         self._fingerprints: dict[str, str | None] = {}  # of the data, once they are needed
         self._changed: set[str] = set()  # settings that differ from those of the checkpoint
         self._compared_from = -1  # step up to which validations were on other data
+        self._sampler: TokenBatchSampler | BpeDropoutBatchSampler | None = None  # of the batches that are trained on
         self._stream_start = (0, 0)  # step at which this part of the run began, and batches taken from the stream then
         self._staging: Path | None = None  # where a checkpoint is being written
         # Source and target tokens of this process since the last log line, and the time of that line.
         self._tokens = torch.zeros(2, dtype=torch.long, device=args.device)
         self._clock = self._last_line = time.perf_counter()
-        for callback in stop_callbacks(args, self.minutes):
-            self.add_callback(callback)
+        self.add_callback(EarlyStopping())
+        self.add_callback(TimeLimit(self.minutes))
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Create a model by `model_init`."""
@@ -139,10 +140,11 @@ class VanillaTransformerTrainer(AveragingTrainer):
 
     def _hp_search_setup(self, trial: Any) -> None:
         """Set the arguments of a trial, and the paper's learning rate for them unless the trial has one."""
-        rate = self.args.learning_rate
+        takes_paper_rate = trial is not None and self._has_paper_rate
+        if takes_paper_rate:
+            self.args.learning_rate = None
         super()._hp_search_setup(trial)
-        if trial is not None and self._has_paper_rate and self.args.learning_rate == rate:
-            self.args.learning_rate = None  # until the next line
+        if takes_paper_rate and self.args.learning_rate is None:
             set_paper_learning_rate(self.args, cast(PreTrainedModel, self.model).config.d_model, self.total_steps())
 
     # Batches
@@ -196,9 +198,10 @@ class VanillaTransformerTrainer(AveragingTrainer):
                 self.train_dataset, batch_size=None, collate_fn=self.data_collator, generator=torch.Generator()
             )
         data = cast(Any, self.train_dataset)
+        self._sampler = self.token_batches()
         loader: DataLoader = DataLoader(
             self._remove_unused_columns(data, description="training") if isinstance(data, Dataset) else data,
-            batch_sampler=self.token_batches(),
+            batch_sampler=self._sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
@@ -215,6 +218,16 @@ class VanillaTransformerTrainer(AveragingTrainer):
             return self.accelerator.prepare(loader)
         finally:
             dataloader_config.even_batches = even_batches
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Run the stock epoch, whose number the sampler has to know.
+
+        The stock loop does not reach the sampler behind the two wrappers that it has in a resumed run of several
+        processes.
+        """
+        if self._sampler is not None:
+            self._sampler.set_epoch(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
 
     # Training
 
@@ -415,6 +428,12 @@ class VanillaTransformerTrainer(AveragingTrainer):
         self.add_likelihood(outputs["logits"], inputs["labels"])
         return (loss, outputs) if return_outputs else loss
 
+    def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
+        """Run the stock evaluation; that of `eval_on_start` only where a run starts, not where it is resumed."""
+        if skip_scheduler and self.state.global_step > 0:
+            return {}
+        return super()._evaluate(trial, ignore_keys_for_eval, skip_scheduler)
+
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         """Run the stock evaluation, without counting its time in tokens per second.
 
@@ -452,7 +471,13 @@ class VanillaTransformerTrainer(AveragingTrainer):
         self._check_weights()
         run_dir = Path(super()._get_output_dir(trial))
         states = saved_states(self.state)
-        states[STATE_NAME] = {"arguments": self._settings(), COMPARED_FROM: self._compared_from} | self.run_settings
+        states[STATE_NAME] = {
+            "arguments": self._settings(),
+            COMPARED_FROM: self._compared_from,
+            MINUTES: self.minutes(start),
+            **self.run_settings,
+        }
+        self._last_line = start  # the minutes before are in the state
         if isinstance(self.train_dataset, TokenStream):
             first_step, taken = self._stream_start
             taken += (self.state.global_step - first_step) * self._accumulation * self.accelerator.num_processes
@@ -563,6 +588,14 @@ class VanillaTransformerTrainer(AveragingTrainer):
             self._tokens.zero_()
             self._clock = now
         super().log(logs, *args, **kwargs)
+
+    def _finalize_training(self, *args: Any) -> TrainOutput:
+        """End as the stock trainer does, but keep the last checkpoint where the limit is 1 and another is the best."""
+        limit, self.args.save_total_limit = self.args.save_total_limit, None
+        try:
+            return super()._finalize_training(*args)
+        finally:
+            self.args.save_total_limit = limit
 
     def minutes(self, now: float | None = None) -> float:
         """Return the minutes since the run began, those before an interruption included.

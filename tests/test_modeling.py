@@ -8,6 +8,7 @@ import pytest
 import torch
 from helpers import PAD, SIZES, gradients, labels_of, padded, ragged_batch, random_ids, small_config, small_model
 from safetensors.torch import load_file
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import set_seed
@@ -18,6 +19,7 @@ from transformers.utils.generic import find_labels
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
 from vanilla_transformer import kernels_vanilla_transformer as kernels
+from vanilla_transformer.base_vanilla_transformer import with_weight_of
 from vanilla_transformer.modeling_vanilla_transformer import shift_right, sinusoidal_positions
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -813,3 +815,63 @@ def test_the_forward_compiles_to_one_graph(attn_implementation, backend, masks):
     compiled(**batch, labels=labels, smoothing=0.1).loss.backward()
     for name, grad in gradients(model).items():
         torch.testing.assert_close(grad, expected[name], **CLOSE, msg=name)
+
+
+# What is around the model
+
+
+def test_forward_mode_differentiation_of_a_training_step():
+    model, batch = small_model("eager", dropout=0.1).train(), ragged_batch()
+    name = "model.encoder.layers.0.fc1.weight"
+    weight = model.get_parameter(name).detach()
+    labels = labels_of(batch["decoder_input_ids"])
+    for return_logits in (True, False):
+        with forward_ad.dual_level():
+            dual = {name: forward_ad.make_dual(weight, torch.randn_like(weight))}
+            kwargs = batch | {"labels": labels, "return_logits": return_logits}
+            loss = torch.func.functional_call(model, dual, (), kwargs).loss
+            assert forward_ad.unpack_dual(loss).tangent.isfinite()
+
+
+def test_dropout_is_drawn_where_the_tensor_is():
+    x = torch.ones(8)
+    with torch.device("meta"):
+        assert kernels.dropout(x, 0.5, True).device == x.device
+
+
+def test_other_arguments_of_the_attention_are_converted_with_the_rest():
+    model, batch = small_model("sdpa").bfloat16().train(), ragged_batch()
+    bias = torch.zeros(1, 2, 1, 1, dtype=torch.bfloat16)
+    add_bias = lambda module, args, kwargs: (args, kwargs | {"position_bias": bias})  # noqa: E731
+    model.model.encoder.layers[0].self_attn.register_forward_pre_hook(add_bias, with_kwargs=True)
+    assert model(**batch).logits.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("return_logits", [True, False])
+def test_labels_of_another_shape_or_below_zero_are_refused(return_logits):
+    model = small_model().train()
+    inputs = {"input_ids": random_ids(2, 5), "decoder_input_ids": random_ids(2, 6), "return_logits": return_logits}
+    with pytest.raises(ValueError, match=r"shape \(4, 3\), and the decoder's output has \(2, 6\) positions"):
+        model(**inputs, labels=random_ids(4, 3))
+    labels = random_ids(2, 6)
+    labels[0, 3] = -1
+    with pytest.raises((IndexError, RuntimeError)):
+        model(**inputs, labels=labels)
+
+
+@pytest.mark.parametrize("kind", [list, lambda outputs: (*outputs, None, None, "more")])
+@torch.no_grad()
+def test_encoder_outputs_as_a_list_or_a_longer_tuple(kind):
+    model, batch = small_model(), ragged_batch()
+    expected = model(**batch).logits
+    mask = batch["attention_mask"]
+    hidden = model.get_encoder()(input_ids=batch.pop("input_ids"), attention_mask=mask).last_hidden_state
+    assert torch.equal(model(**batch, encoder_outputs=kind([hidden])).logits, expected)
+
+
+def test_an_embedding_whose_weight_has_no_shape_yet():
+    """So are parameters while DeepSpeed's zero.Init makes a model: each process has a part."""
+    embedding = torch.nn.Embedding(7, 4)
+    embedding.weight = torch.nn.Parameter(torch.empty(0))
+    other = with_weight_of(embedding)
+    assert other.weight is embedding.weight and (other.num_embeddings, other.embedding_dim) == (7, 4)

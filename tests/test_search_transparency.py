@@ -16,7 +16,7 @@ from helpers import PAD, padded, random_ids, small_config, small_model, wordy_mo
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
-from transformers import LogitsProcessor, LogitsProcessorList, set_seed
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, set_seed
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -600,3 +600,68 @@ def test_a_streamer_is_refused_and_the_pipeline_streams_at_the_end():
     pipe = VanillaTransformerTranslationPipeline(model, tokenizer=tokenizer, device="cpu")
     (translation,) = pipe("a dog", streamer=Collects(), return_tensors=True)
     assert Collects.tokens == [*translation["translation_token_ids"].tolist(), "end"]
+
+
+# Fewer heads than in the config, other defaults of torch, and several processes
+
+
+@pytest.mark.parametrize("attention", ["self_attn", "encoder_attn"])
+def test_pruned_heads(model, attention):
+    layer = getattr(model.model.decoder.layers[0], attention)
+    width = layer.q_proj.out_features - layer.d_head
+    for name in ("q_proj", "k_proj", "v_proj"):
+        projection = getattr(layer, name)
+        projection.weight, projection.bias = (
+            nn.Parameter(parameter.detach()[:width].clone()) for parameter in (projection.weight, projection.bias)
+        )
+        projection.out_features = width
+    layer.out_proj.weight, layer.out_proj.in_features = nn.Parameter(layer.out_proj.weight.detach()[:, :width]), width
+    expected = model.generate(**inputs(), **SETTINGS)
+    assert torch.equal(model.generate(**inputs(), custom_generate=gnmt_beam_search, **SETTINGS), expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_changes_nothing(model, dtype):
+    settings = {"custom_generate": gnmt_beam_search, "num_beams": 3, "length_penalty": 0.6, "max_new_tokens": 9}
+    expected = model.generate(**inputs(), **settings, return_dict_in_generate=True)
+    torch.set_default_dtype(dtype)
+    try:
+        found = model.generate(**inputs(), **settings, return_dict_in_generate=True)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(found.sequences, expected.sequences)
+    torch.testing.assert_close(found.sequences_scores, expected.sequences_scores)
+
+
+@pytest.mark.parametrize("hooked", [False, True], ids=["incremental decoder", "forward"])
+def test_a_process_that_has_finished_goes_on_until_all_have(model, monkeypatch, hooked):
+    """Each process has a part of the model, so that all must call it equally often."""
+    settings = {"custom_generate": gnmt_beam_search, **SETTINGS, "num_beams": 2}
+    calls = []
+    if hooked:
+        model.lm_head.register_forward_hook(lambda *_: calls.append("step"))
+    expected = model.generate(**inputs(), **settings)
+    steps, others = len(calls), 4  # steps that another process takes after this one
+    calls.clear()
+    finished = []
+
+    def has_unfinished_sequences(self, this_peer_finished, synced_gpus, device):
+        finished.append(this_peer_finished)
+        return not this_peer_finished or sum(finished) <= others
+
+    monkeypatch.setattr(GenerationMixin, "_has_unfinished_sequences", has_unfinished_sequences)
+    assert torch.equal(model.generate(**inputs(), **settings, synced_gpus=True), expected)
+    assert finished == [False] * (len(finished) - others - 1) + [True] * (others + 1)
+    assert not hooked or (len(calls) == steps + others and len(finished) == steps + others + 1)
+
+
+def test_a_translation_longer_than_there_is_room_at_first(model):
+    """Hypotheses, positions, keys and values double their room, also after sentences have left the batch."""
+    model.generation_config.no_repeat_ngram_size = 0
+    settings = {"num_beams": 3, "length_penalty": 0.6, "max_new_tokens": 150, "tokens_beyond_source": None}
+    settings |= {"custom_generate": gnmt_beam_search, "return_dict_in_generate": True, "suppress_tokens": [2]}
+    fast = model.generate(**inputs(), **settings)
+    model.lm_head.register_forward_hook(lambda *_: None)
+    slow = model.generate(**inputs(), **settings)
+    assert fast.sequences.shape[1] == 151 and torch.equal(fast.sequences, slow.sequences)
+    torch.testing.assert_close(fast.sequences_scores, slow.sequences_scores, rtol=1e-4, atol=1e-4)

@@ -23,6 +23,7 @@ _HUB_ARGUMENTS = ("cache_dir", "code_revision", "force_download", "local_files_o
 # `max_length` of a generation config: no fixed limit, but the source's length plus 50. The stock Seq2SeqTrainer writes
 # 20 where it is None, and keeps a number.
 LIMIT_BY_SOURCE = -1
+DROPPED = ("tokenizer", "streamer", "synced_gpus")  # arguments that generate() (5.23) hands to no function
 TOKENS_BEYOND_SOURCE = 50  # section 6.1: "maximum output length during inference to input length + 50"
 
 # Tensor parallelism: which linear layers are split by their outputs and which by their inputs. `*` is a layer's number.
@@ -140,8 +141,9 @@ def with_weight_of(embedding: Any) -> Any:
     """Make another embedding module with the same weight; a module of another kind is returned itself."""
     if type(embedding) is not nn.Embedding:
         return embedding
-    other = nn.Embedding(embedding.num_embeddings, embedding.embedding_dim, _weight=embedding.weight)
-    other.weight = embedding.weight  # the constructor makes another parameter of it
+    # A small weight of its own, so that nothing is drawn: under DeepSpeed's zero.Init the other one has no shape.
+    other = nn.Embedding(1, embedding.embedding_dim, _weight=embedding.weight.new_empty(1, embedding.embedding_dim))
+    other.num_embeddings, other.weight = embedding.num_embeddings, embedding.weight
     vars(other)["_is_hf_initialized"] = True  # or transformers would draw the weight anew
     return other
 
@@ -240,12 +242,13 @@ class VanillaTransformerGenerationMixin(GenerationMixin):
         assistant_model: Any,
         streamer: Any,
     ) -> dict[str, Any]:
-        """Hand tokenizer and streamer to a function that searches and takes them: transformers 5.23 drops both."""
-        mode_kwargs = {"tokenizer": kwargs.get("tokenizer"), "streamer": streamer}
+        """Hand over those of `DROPPED` that a function takes which searches."""
+        extract = super()._extract_generation_mode_kwargs
+        rest = synced_gpus, assistant_model, streamer
+        usual = extract(None, dict(kwargs), *rest)  # what the library's own searches get
         parameters = inspect.signature(custom_generate).parameters if callable(custom_generate) else {}
-        return super()._extract_generation_mode_kwargs(
-            custom_generate, kwargs, synced_gpus, assistant_model, streamer
-        ) | {name: value for name, value in mode_kwargs.items() if value is not None and name in parameters}
+        dropped = {name: value for name, value in usual.items() if name in DROPPED and name in parameters}
+        return extract(custom_generate, kwargs, *rest) | dropped
 
     def _prepare_generated_length(  # type: ignore[override] # the rest passes through kwargs
         self: Any,

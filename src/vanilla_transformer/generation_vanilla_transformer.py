@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, overload
 
 import torch
+from torch.nn import functional as F
 from transformers import (
     EosTokenCriteria,
     GenerationConfig,
@@ -29,6 +30,7 @@ from .step_decoder_vanilla_transformer import StepDecoder, select_decoder
 PAPER_DECODING = {"num_beams": 4, "length_penalty": 0.6}
 
 SHRINK_TO = 0.8  # Finished sentences leave the batch when at most this share of its sentences is unfinished.
+FIRST_ROOM = 64  # Hypotheses begin with room for so many tokens, which doubles when it is used up.
 VOCABULARY_ROWS = 16  # `best_continuations` arranges the vocabulary in so many rows.
 
 
@@ -72,6 +74,7 @@ def gnmt_beam_search(
     final_streamer: BaseStreamer | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     streamer: BaseStreamer | None = None,
+    synced_gpus: bool = False,
     **model_kwargs: Any,
 ) -> GenerateBeamEncoderDecoderOutput | torch.Tensor:
     """Search for the hypotheses Y with the highest log P(Y|X) / ((5 + |Y|) / 6)^alpha.
@@ -96,6 +99,7 @@ def gnmt_beam_search(
         tokenizer: For `stop_strings`, of which `generate()` makes a stopping criterion. With a model of another kind,
             which drops the tokenizer before, give a `StopStringCriteria` in `stopping_criteria` instead.
         streamer: Refused: a search knows no token before its end. `generate()` accepts it with one beam only.
+        synced_gpus: Whether to call the model until all processes have finished: each has a part of it (FSDP, ZeRO-3).
         **model_kwargs: Arguments of the model's forward: `encoder_outputs`, `attention_mask`, the cache.
 
     Returns:
@@ -121,6 +125,8 @@ def gnmt_beam_search(
     recorded: dict[str, tuple] = {}  # name of an output: its value at each step
 
     for step in range(search.steps):
+        if synced_gpus:  # tells the processes that have finished to take one more step
+            model._has_unfinished_sequences(False, synced_gpus, input_ids.device)  # type: ignore[operator]
         ids = search.alive.ids[:, :, : prompt_length + step]
         log_probs = decoder.step(ids, search.alive.parents[:, :, :step])
         if logits_processor:
@@ -135,6 +141,9 @@ def gnmt_beam_search(
             break
         if batch_may_shrink and len(unfinished) <= SHRINK_TO * search.batch and decoder.select(unfinished):
             search.drop_finished(unfinished)
+
+    while synced_gpus and model._has_unfinished_sequences(True, synced_gpus, input_ids.device):  # type: ignore[operator]
+        decoder.step(search.alive.ids[:, :, : prompt_length + step], search.alive.parents[:, :, :step])
 
     output = _output(search.results(), prompt_length, generation_config, model_kwargs, recorded)
     if final_streamer is not None:
@@ -209,7 +218,7 @@ class BeamSearch:
         self.alpha = generation_config.length_penalty if self.beams > 1 else 0.0
         self.prompt_length = input_ids.shape[1]
         self.limits, self.steps = limits, int(limits.max())
-        self.best_penalty = gnmt_length_penalty(limits, self.alpha)  # at a sentence's greatest length, [batch]
+        self.best_penalty = gnmt_length_penalty(limits.float(), self.alpha)  # at a sentence's greatest length, [batch]
         eos = generation_config._eos_token_tensor
         # If each beam is continued by every end token, `beams` candidates that do not end remain.
         self.candidates = self.beams * (2 if eos is None else 1 + len(eos))
@@ -219,11 +228,12 @@ class BeamSearch:
         self.unfinished = torch.arange(self.batch, device=input_ids.device)  # rows of `_results`
         self.first_beam = self.unfinished[:, None] * self.beams  # row of [batch * beams], [batch, 1]
         pad = generation_config._pad_token_tensor
-        shape = (self.batch, self.beams, self.prompt_length + self.steps)
-        ids = input_ids.new_full(shape, -1 if pad is None else int(pad))  # without `<pad>` as generate() fills it
+        self.filling = -1 if pad is None else int(pad)  # without `<pad>` as generate() fills it
+        self.room = min(FIRST_ROOM, self.steps)
+        ids = input_ids.new_full((self.batch, self.beams, self.prompt_length + self.room), self.filling)
         ids[:, :, : self.prompt_length] = input_ids.view(self.batch, self.beams, -1)
-        parents = input_ids.new_full((self.batch, self.beams, self.steps), -1)
-        scores = torch.full((self.batch, self.beams), -torch.inf, device=input_ids.device)
+        parents = input_ids.new_full((self.batch, self.beams, self.room), -1)
+        scores = torch.full((self.batch, self.beams), -torch.inf, dtype=torch.float32, device=input_ids.device)
         self.finished = Hypotheses(ids, parents, scores)
         self._results = self.finished  # of all sentences, also of those that have left the batch
         # All beams begin alike, so only the first is a hypothesis: scores = [[0, -inf, -inf, -inf]].
@@ -241,6 +251,8 @@ class BeamSearch:
             stopping_criteria: Decide which hypotheses end.
             all_scores: What stopping criteria get as `scores`.
         """
+        if step == self.room:
+            self._make_room()
         if log_probs.shape[2] < self.candidates:  # one beam alone may not have enough continuations
             log_probs = log_probs.expand(-1, self.beams, -1)
         scores, parents, tokens = best_continuations(self.alive.scores, log_probs, self.candidates)
@@ -262,6 +274,14 @@ class BeamSearch:
         self.finished = self.finished.concat(ending).top(self.beams)
         continued.scores = scores.masked_fill(ends, -torch.inf)
         self.alive = continued.top(self.beams)
+
+    def _make_room(self) -> None:
+        """Double the number of tokens that there is room for, or take as many as may be generated."""
+        more = min(self.room, self.steps - self.room)
+        self.room += more
+        for hypotheses in {id(kind): kind for kind in (self.alive, self.finished, self._results)}.values():
+            hypotheses.ids = F.pad(hypotheses.ids, (0, more), value=self.filling)
+            hypotheses.parents = F.pad(hypotheses.parents, (0, more), value=-1)
 
     def can_improve(self, step: int) -> torch.Tensor:
         """Decide which sentences may still get a better result, bool, [batch], after `step` + 1 tokens.

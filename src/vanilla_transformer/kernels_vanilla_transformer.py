@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 from torch.nn.modules import module as module_hooks
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -50,8 +51,8 @@ def _is_own_code(module_class: Any) -> bool:
 
 
 def is_transformed() -> bool:
-    """Check whether a transform of `torch.func` (grad, vmap, jvp) is at work: it needs operations that it knows."""
-    return torch._C._are_functorch_transforms_active()
+    """Check whether `torch.func` or forward-mode differentiation is at work: they need operations that they know."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 # 3.2.1 Scaled dot-product attention
@@ -83,10 +84,13 @@ def sdpa_in_float32(
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Call transformers' "sdpa" in float32, also under autocast, and round its output to the dtype of the queries."""
-    if attention_mask is not None and attention_mask.is_floating_point():
-        attention_mask = attention_mask.float()
+
+    def single(value: Any) -> Any:
+        return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+
+    tensors = map(single, (query, key, value, attention_mask))
     with torch.autocast("cpu", enabled=False):
-        heads, _ = sdpa_attention_forward(module, query.float(), key.float(), value.float(), attention_mask, **kwargs)
+        heads, _ = sdpa_attention_forward(module, *tensors, **{name: single(kwargs[name]) for name in kwargs})
     return heads.to(query.dtype), None
 
 
@@ -117,7 +121,7 @@ class CPUDropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, p: float) -> torch.Tensor:
         """Drop elements of `x`; the result is a new tensor."""
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device="cpu").random_(-(2**63), None)
         # Four numbers from -2^15 to 2^15 - 1 in each word; with p = 0.1 those from -26,214 on are kept.
         kept = words.view(torch.int16)[: x.numel()] >= round(p * 2**16) - 2**15
         kept = kept.view(torch.uint8).view(x.shape)  # a CPU multiplies by integers three times as fast as by booleans
@@ -159,6 +163,7 @@ def linear_cross_entropy(
         dtype = torch.get_autocast_dtype(device_type)
         hidden_states, weight = hidden_states.to(dtype), weight.to(dtype)
     labels = labels.to(hidden_states.device)
+    check_labels(labels, hidden_states)
     divisor = number_of_labels(labels, num_items_in_batch)
     if torch.compiler.is_compiling():  # where shapes must not depend on values
         hidden_states, labels = hidden_states.flatten(0, 1), labels.flatten()
@@ -166,6 +171,15 @@ def linear_cross_entropy(
         is_label = labels != IGNORED_LABEL
         hidden_states, labels = hidden_states[is_label], labels[is_label]
     return LinearCrossEntropy.apply(hidden_states, weight, labels, smoothing) / divisor
+
+
+def check_labels(labels: torch.Tensor, states: torch.Tensor) -> None:
+    """Raise ValueError unless there is a label for each position of the states, [batch, length, any size]."""
+    if labels.shape != states.shape[:2]:
+        raise ValueError(
+            f"The labels have the shape {tuple(labels.shape)}, and the decoder's output has {tuple(states.shape[:2])} "
+            "positions: give one label for each."
+        )
 
 
 def number_of_labels(labels: torch.Tensor, num_items_in_batch: int | torch.Tensor | None) -> int | torch.Tensor:
@@ -207,7 +221,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, hidden_states.shape[0], rows_at_once):
             rows = slice(start, start + rows_at_once)
             is_label = (labels[rows] != IGNORED_LABEL)[:, None]  # [rows, 1]
-            label = labels[rows, None].clamp(min=0)  # [rows, 1]
+            label = labels[rows, None].masked_fill(~is_label, 0)  # [rows, 1]
             hidden = hidden_states[rows] * is_label
 
             logits = (hidden @ weight.t()).to(sum_dtype)  # [rows, vocab_size]

@@ -41,6 +41,7 @@ from .base_vanilla_transformer import (
 from .configuration_vanilla_transformer import VanillaTransformerConfig
 from .kernels_vanilla_transformer import (
     IGNORED_LABEL,
+    check_labels,
     dropout,
     is_transformed,
     is_unmodified,
@@ -286,6 +287,7 @@ def cross_entropy(
     Returns:
         A float32 scalar, in nats per label; 0 where all labels are ignored.
     """
+    check_labels(labels, logits)
     logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
     labels = labels.flatten().to(logits.device)
     total = F.cross_entropy(logits, labels, ignore_index=IGNORED_LABEL, label_smoothing=smoothing, reduction="sum")
@@ -472,8 +474,8 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
             encoded = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
             )
-        elif isinstance(encoded, tuple):
-            encoded = BaseModelOutput(*encoded)
+        elif isinstance(encoded, tuple | list):
+            encoded = BaseModelOutput(*encoded[:3])
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
             attention_mask=decoder_attention_mask,
@@ -539,10 +541,8 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
                 decoder's input follows from them unless it is given.
             logits_to_keep: How many of the last positions get logits, 0 for all, or the positions' indices.
             smoothing: Label smoothing (section 5.4) of the loss; the Trainer takes a name with "label" for a label.
-            num_items_in_batch: The divisor of the loss in place of the number of this batch's labels: the number of
-                labels in all accumulated batches.
-            return_logits: Whether to return logits beside the loss. Without, memory does not grow with the logits of
-                the whole batch, see `linear_cross_entropy`.
+            num_items_in_batch: The divisor of the loss: the number of labels in all accumulated batches.
+            return_logits: Whether to return logits beside the loss; without, less memory is needed (in the kernels).
 
         Returns:
             `logits` of shape [batch, target length, vocab_size]; with labels also `loss`, the mean negative

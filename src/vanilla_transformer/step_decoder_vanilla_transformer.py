@@ -18,7 +18,7 @@ from transformers.modeling_outputs import Seq2SeqLMOutput
 
 from .integrity_vanilla_transformer import decodes_as_written
 
-INITIAL_POSITIONS = 32  # A cache begins with room for so many positions.
+INITIAL_POSITIONS = 32  # A cache begins with room for so many positions, which doubles when it is used up.
 FEW_ROWS = 8  # Up to so many rows, BLAS computes (W x^T)^T up to twice as fast as x W^T, for the output matrix W.
 
 
@@ -168,15 +168,12 @@ class IncrementalDecoder:
     ) -> None:
         self.decoder: Any = model.model.decoder
         self.output_matrix = aligned(model.lm_head.weight)  # [vocabulary, d_model]
-        self.positions = self.decoder.positions(torch.arange(steps, device=memory.device))  # [steps, d_model]
-        self.beams = beams
+        self.beams, self.steps = beams, steps
+        self.positions = memory.new_empty(0)  # of so many steps as there is room for, [room, d_model]
+        self.ancestor_mask: torch.Tensor | None = None  # [batch, 1, beams, room * beams], with several beams
         self.source_mask: torch.Tensor | None = None
-        self.ancestor_mask: torch.Tensor | None = None
         if source_mask is not None and not source_mask.all():
             self.source_mask = additive_mask(memory, source_mask[:, None, None] == 0)  # [batch, 1, 1, source length]
-        if beams > 1:  # [batch, 1, beams, steps * beams]; at first a beam sees its own slot at each position
-            other_slots = ~torch.eye(beams, dtype=torch.bool, device=memory.device)
-            self.ancestor_mask = additive_mask(memory, other_slots.repeat(memory.shape[0], 1, 1, steps))
         self.layers = [IncrementalLayer(layer, memory, beams) for layer in self.decoder.layers]
         # Allocating memory of this size at each step would cost more than the computation in it.
         self.logits = memory.new_empty(memory.shape[0] * beams, self.output_matrix.shape[0])
@@ -193,6 +190,8 @@ class IncrementalDecoder:
         A parent modulo `beams` is also the slot of the position before.
         """
         position = parents.shape[2]
+        if position == len(self.positions):
+            self._make_room(len(ids))
         newest, mask = ids[:, :, -1], None
         if position == 0:
             newest = newest[:, :1]
@@ -214,6 +213,16 @@ class IncrementalDecoder:
             torch.mm(x, self.output_matrix.t(), out=logits)
         log_probs = torch.log_softmax(logits.float(), dim=-1, out=self.log_probs[: len(x)])
         return log_probs.view(*newest.shape, -1)
+
+    def _make_room(self, batch: int) -> None:
+        """Make room for twice as many positions, or for all."""
+        before = len(self.positions)
+        room = min(max(INITIAL_POSITIONS, 2 * before), self.steps)
+        self.positions = self.decoder.positions(torch.arange(room, device=self.logits.device))
+        if self.beams > 1:  # at first a beam sees its own slot at each position
+            other_slots = ~torch.eye(self.beams, dtype=torch.bool, device=self.logits.device)
+            more = additive_mask(self.logits, other_slots.repeat(batch, 1, 1, room - before))
+            self.ancestor_mask = more if self.ancestor_mask is None else torch.cat([self.ancestor_mask, more], dim=3)
 
     def select(self, rows: torch.Tensor) -> bool:
         """Go on with the sentences at these batch indices, int64, [rows]."""
@@ -248,8 +257,8 @@ class IncrementalLayer:
         self.source_keys = cross.split_heads(cross.k_proj(memory)).contiguous()
         self.source_values = cross.split_heads(cross.v_proj(memory)).contiguous()
         # Keys and then values, with room for later positions: [batch, 2 * heads, positions * beams, d_head]
-        batch, self.heads, _, d_head = self.source_keys.shape
-        self.cache = memory.new_empty(batch, 2 * self.heads, INITIAL_POSITIONS * beams, d_head)
+        self.heads = own.q_proj.out_features // own.d_head  # fewer than in the config where heads were pruned
+        self.cache = memory.new_empty(len(memory), 2 * self.heads, INITIAL_POSITIONS * beams, own.d_head)
 
     def step(
         self, x: torch.Tensor, position: int, mask: torch.Tensor | None, source_mask: torch.Tensor | None
@@ -299,6 +308,6 @@ def aligned(matrix: torch.Tensor) -> torch.Tensor:
     return matrix if matrix.data_ptr() % 16 == 0 else matrix.clone()
 
 
-def additive_mask(memory: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+def additive_mask(like: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
     """Convert a boolean mask to one that is added to attention scores: minus infinity if masked, otherwise 0."""
-    return memory.new_zeros(masked.shape).masked_fill_(masked, -torch.inf)
+    return like.new_zeros(masked.shape).masked_fill_(masked, -torch.inf)

@@ -538,3 +538,42 @@ def test_the_benchmark_runs_every_engine(folder, ctranslate2, tmp_path):
         assert len(cells) == 7 and float(cells[1]) >= 0 and float(cells[-1]) > 0
         if "int8" not in engine:
             assert cells[2] == cells[5] == "3 of 3", engine
+
+
+class Louder(VanillaTransformerForConditionalGeneration):
+    def forward(self, *args, **kwargs):
+        outputs = super().forward(*args, **kwargs)
+        outputs.logits = 2 * outputs.logits
+        return outputs
+
+
+def hooked(model):
+    model.model.encoder.layers[0].fc1.register_forward_hook(lambda module, inputs, output: -output)
+    return model
+
+
+def with_another_activation(model):
+    model.model.decoder.layers[0].activation = torch.nn.Tanh()
+    return model
+
+
+@pytest.mark.parametrize("change", [lambda model: Louder(model.config), hooked, with_another_activation])
+def test_code_of_its_own_is_not_dropped(change, model, tokenizer, tmp_path):
+    changed = change(model).eval()
+    for convert in (to_marian, lambda changed: to_ctranslate2(changed, tokenizer, tmp_path / "out")):
+        with pytest.raises(UserError, match="computes something else than a plain VanillaTransformerForConditional"):
+            convert(changed)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("end", [[2, 5], None, 7])
+def test_other_ends_than_the_tokenizers_are_refused_by_ctranslate2(end, tokenizer, ctranslate2, tmp_path):
+    model = small_model(vocab_size=len(tokenizer), eos_token_id=end)
+    with pytest.raises(UserError, match="CTranslate2 ends a sentence with the tokenizer's 2, but .*eos_token_id"):
+        to_ctranslate2(model, tokenizer, tmp_path / "out")
+
+
+def test_an_export_into_the_folder_where_one_is(model, tokenizer, ctranslate2, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    to_ctranslate2(model, tokenizer, ".")
+    assert (tmp_path / "model.bin").is_file()

@@ -529,3 +529,13 @@ def test_settings_that_hold_themselves_are_converted(checkpoint, tmp_path):
     args["again"] = args
     save({"cfg": {"model": args}, "model": checkpoint["model"]}, tmp_path)
     assert our_logits(convert(tmp_path)).isfinite().all()
+
+
+def test_a_small_file_makes_no_large_model(checkpoint, tmp_path):
+    """Two hundred layers that are one in the file."""
+    weights = checkpoint["model"]
+    for name in [name for name in weights if name.startswith("encoder.layers.1.")]:
+        weights |= {name.replace(".1.", f".{number}.", 1): weights[name] for number in range(2, 200)}
+    save(checkpoint, tmp_path)
+    with pytest.raises(UserError, match=r"has weights of [\d,]+ bytes, more than the file has"):
+        convert(tmp_path)

@@ -188,3 +188,53 @@ def test_a_reference_to_itself_ends(zipped, tmp_path):
     contents["args"]["again"] = contents["args"]
     save(contents, tmp_path / "x.pt", zipped)
     assert read_torch_file(tmp_path / "x.pt")["args"]["again"]
+
+
+PUT, GET = b"q\x00", b"h\x00"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b")" + b"2\x86" * 60,  # ((), ()), and that twice, and so on
+        b")" + (PUT + b"0" + GET + GET + b"\x86") * 60,
+        b")" + b"(02\x86" * 60,  # with a mark that is taken away again
+        b")" + b"2\x86" * 20 + PUT + (b"0}" + GET + b"K\x01s") * 100 + b"0" + GET,  # a key a hundred times
+    ],
+    ids=["duplicated", "recalled", "marked", "often"],
+)
+@FORMATS
+def test_a_tuple_of_itself_sixty_times_is_refused_before_it_is_a_key(value, zipped, tmp_path):
+    pickled = b"\x80\x02}" + value + b"K\x01s."
+    path = tmp_path / "x.pt"
+    write_zip(path, pickled) if zipped else path.write_bytes(legacy(pickled))
+    assert "its settings have more than 20,000,000 parts" in refusal(path)
+
+
+def test_numbers_of_a_million_digits_are_not_multiplied(tmp_path):
+    huge = b"\x8b" + struct.pack("<i", 10**6) + b"\x7f" * 10**6
+    storage = b"(X\x07\0\0\0storage" + FLOAT.encode() + b"X\x01\0\0\0" + b"0X\x03\0\0\0cpuK\x01tQ"
+    write_zip(
+        tmp_path / "x.pt",
+        b"\x80\x02}X\x01\0\0\0a" + REBUILD.encode() + b"(" + storage + b"K\0(" + huge + b"t(K\x01t\x89}tRs.",
+        **{"0": bytes(4)},
+    )
+    assert "it holds a damaged tensor" in refusal(tmp_path / "x.pt")
+
+
+def test_a_state_makes_no_tensor_larger_than_its_data(tmp_path):
+    start = tensor(numel=4, size=4).removesuffix(b"s.")
+    write_zip(tmp_path / "x.pt", start + b"}bs.", **{"0": bytes(16)})
+    assert "it holds a damaged tensor" in refusal(tmp_path / "x.pt")
+
+
+def test_a_file_changes_no_class_of_this_process(tmp_path):
+    change = b"N}X\x05\0\0\0stainK\x01s\x86b"  # the state (None, {"stain": 1})
+    for name in ("argparse\nNamespace", "collections\nOrderedDict", "torch._utils\n_rebuild_parameter", "x\ny"):
+        write_zip(tmp_path / "x.pt", b"\x80\x02}K\x01c" + name.encode() + b"\n" + change + b"s.")
+        try:
+            read_torch_file(tmp_path / "x.pt")
+        except UserError:
+            pass
+    for known in (Namespace, OrderedDict, torch_file._rebuild_parameter, Unread):
+        assert not hasattr(known, "stain")

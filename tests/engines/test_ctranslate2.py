@@ -161,7 +161,7 @@ def test_settings_of_the_model_that_it_can_not_do_are_refused(model, tokenizer, 
         translate(other, tokenizer, SENTENCES, engine=engine, num_beams=1)
     other.generation_config = copy.deepcopy(model.generation_config)
     other.generation_config.eos_token_id = [2, 3]
-    with pytest.raises(UserError, match=r"one end of a sentence, but eos_token_id is \[2, 3\]"):
+    with pytest.raises(UserError, match=r"ends a sentence with the tokenizer's 2, but eos_token_id is \[2, 3\]"):
         translate(other, tokenizer, SENTENCES, engine=engine, num_beams=1)
 
 
@@ -181,3 +181,17 @@ def test_a_type_or_device_that_it_does_not_have_is_refused(model, tokenizer, mon
     monkeypatch.setitem(sys.modules, "ctranslate2", None)
     with pytest.raises(UserError, match=r"ctranslate2 is not installed; .*vanilla-transformer\[ct2\]"):
         CTranslate2Engine(model, tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"eos_token_id": 7}, "ends a sentence with the tokenizer's 2, but eos_token_id is 7"),
+        ({"eos_token_id": [2, 5]}, r"ends a sentence with the tokenizer's 2, but eos_token_id is \[2, 5\]"),
+        ({"decoder_start_token_id": 7}, "starts with the 0 of the model's config, but decoder_start_token_id is 7"),
+        ({"early_stopping": "never"}, "can't do early_stopping 'never'"),
+    ],
+)
+def test_other_ends_and_starts_are_refused(model, tokenizer, engine, settings, message):
+    with pytest.raises(UserError, match=message):
+        translate(model, tokenizer, SENTENCES, engine=engine, **BEAMS | settings)

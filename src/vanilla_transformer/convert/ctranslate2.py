@@ -41,6 +41,11 @@ def to_ctranslate2(
         UserError: CTranslate2 is not installed or can't represent the model, or the folder is in use.
     """
     check_model_class(model, VanillaTransformerForConditionalGeneration)
+    if model.config.eos_token_id not in (tokenizer.eos_token_id, [tokenizer.eos_token_id]):
+        raise UserError(
+            f"CTranslate2 ends a sentence with the tokenizer's {tokenizer.eos_token_id}, but the model's config has "
+            f"eos_token_id {model.config.eos_token_id}; it can't be converted"
+        )
     check_not_in_use(folder, "export")
     check_quantization(quantization)
     from .ctranslate2_loader import VanillaTransformerLoader  # needs the extra [ct2]

@@ -235,7 +235,8 @@ def _make_model(
             f"{path} has {len(source):,} source types and {len(target):,} target types; only a joint dictionary can "
             "be converted"
         )
-    tied = torch.equal(source, target) and torch.equal(target, weights["decoder.output_projection.weight"])
+    output = weights["decoder.output_projection.weight"]
+    tied = torch.equal(source, target) and torch.equal(target, output)
     sizes = _stack_sizes("encoder", weights, options) | _stack_sizes("decoder", weights, options)
     if len(source.shape) != 2 or len(target.shape) != 2:
         raise UserError(f"{path} has an embedding of {source.dim()} dimensions; it must have 2")
@@ -270,6 +271,13 @@ def _make_model(
                 f"{path} has the weight {names[name]} in the shape {shape}; with its other weights it must be "
                 f"{tuple(expected[name].shape)}"
             )
+    # An embedding that is another matrix too is in the file once; other weights must not share their data.
+    repeated = {"model.encoder.embed_tokens.weight"} if torch.equal(source, target) else set()
+    repeated |= {"model.decoder.embed_tokens.weight"} if torch.equal(target, output) else set()
+    distinct = expected.keys() - repeated
+    size = sum(weights[names[name]].numel() * weights[names[name]].itemsize for name in distinct)
+    if size > Path(path).stat().st_size:
+        raise UserError(f"{path} has weights of {size:,} bytes, more than the file has; give a whole checkpoint")
     ordered = interleave({name: weights[names[name]] for name in expected}, config.d_model)
     model = VanillaTransformerForConditionalGeneration(config).eval()
     parameters = model.state_dict()

@@ -73,8 +73,9 @@ def _exported_to_onnx(model: PreTrainedModel) -> "transformers.exporters.Exporte
     exporter = OnnxExporter()
     settings = OnnxConfig(dynamic=True)
     # More than one row, and more than one token in each: a size that is 1 while it is traced stays 1.
-    source = {"input_ids": torch.full((2, 5), model.config.eos_token_id), "attention_mask": torch.ones(2, 5).long()}
-    start = torch.full((2, 3), model.config.decoder_start_token_id)
+    some_id = model.config.decoder_start_token_id
+    source = {"input_ids": torch.full((2, 5), some_id), "attention_mask": torch.ones(2, 5).long()}
+    start = torch.full((2, 3), some_id)
     encoder = exporter.export(model.get_encoder(), dict(source), settings)
     search = GenerationConfig.from_model_config(model.config)
     search.use_cache = True

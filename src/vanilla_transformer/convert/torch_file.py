@@ -12,6 +12,7 @@ import zipfile
 from argparse import Namespace
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,6 +22,8 @@ from ..errors import UserError
 
 MAX_PICKLE_BYTES = 64 * 2**20  # without tensors a checkpoint of fairseq has less than 10 MB
 MAX_OPERATIONS = 2_000_000  # about two seconds; a checkpoint with a vocabulary of 50,000 types has 400,000
+MAX_EXPANDED = 20_000_000  # parts, each counted as often as it is referred to
+MAX_NUMBER = 2**63
 MAX_DIMENSIONS = 8
 DTYPES = {
     "DoubleStorage": torch.float64,
@@ -38,6 +41,9 @@ _ZIP_MAGIC = b"PK\x03\x04"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _REGISTERED_TYPES = ("EXT1", "EXT2", "EXT4")
 _MEMO = ("PUT", "BINPUT", "LONG_BINPUT")
+_MARKED = (pickletools.markobject, pickletools.stackslice)
+_HASHES, _HASHES_INTO = ("DICT", "FROZENSET"), ("SETITEM", "SETITEMS", "ADDITEMS")
+_RECALL = ("GET", "BINGET", "LONG_BINGET")
 
 
 class Unread:
@@ -64,6 +70,17 @@ class Unread:
         """Drop an item of what may be a subclass of list."""
 
     add = append
+
+
+class _Data:
+    """A tensor or the data of some, which nothing in the file can change."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __setstate__(self, state: Any) -> None:
+        """Refuse a state: that of a tensor could make it larger than its data."""
+        raise _RefusedError("it holds a damaged tensor")
 
 
 class _RefusedError(ValueError):
@@ -96,7 +113,14 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
         ) from error
     if not isinstance(contents, dict):
         raise UserError(f"the checkpoint {path} holds a {type(contents).__name__}; it must be a dictionary")
-    return contents
+    return {key: _tensors_of(value) for key, value in contents.items()}
+
+
+def _tensors_of(value: Any) -> Any:
+    """Return the tensor of an entry, or of each value of an entry that is a dictionary."""
+    if isinstance(value, dict):
+        return {key: item.tensor if isinstance(item, _Data) else item for key, item in value.items()}
+    return value.tensor if isinstance(value, _Data) else value
 
 
 class _Unpickler(pickle.Unpickler):
@@ -107,17 +131,23 @@ class _Unpickler(pickle.Unpickler):
         self._load_storage = load_storage
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a replacement of the class or function; nothing is imported."""
+        """Return a replacement of the class or function; nothing is imported.
+
+        It is a new one each time, since a pickle can set attributes of it.
+        """
         if module == "torch" and name in DTYPES:
             return DTYPES[name]
-        known = {
-            "argparse.Namespace": Namespace,
-            "collections.OrderedDict": OrderedDict,
+        full_name = f"{module}.{name}"
+        functions: dict[str, Callable[..., Any]] = {
             "torch._utils._rebuild_tensor": _rebuild_tensor,
             "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
             "torch._utils._rebuild_parameter": _rebuild_parameter,
         }
-        return known.get(f"{module}.{name}", Unread)
+        if full_name in functions:
+            return partial(functions[full_name])
+        classes: dict[str, type] = {"argparse.Namespace": Namespace, "collections.OrderedDict": OrderedDict}
+        base = classes.get(full_name, Unread)
+        return type(base.__name__, (base,), {})
 
     def persistent_load(self, saved_id: Any) -> Any:
         """Return the storage, or the class whose source code was saved with it."""
@@ -125,27 +155,35 @@ class _Unpickler(pickle.Unpickler):
         if kind == "module":
             return rest[0]
         dtype, key, _, numel, *view = rest
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or type(numel) is not int or numel < 0:
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not _is_number(numel):
             raise _RefusedError("it holds tensors of an unusual type")
-        storage = self._load_storage(str(key), dtype, numel)
+        if type(key) not in (str, int):
+            raise _RefusedError("it holds a damaged tensor")
+        storage = _Data(self._load_storage(str(key), dtype, numel))
         if view and view[0] is not None:
             _, offset, size = view[0]
             storage = _rebuild_tensor(storage, offset, (size,), (1,))
         return storage
 
 
-def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> torch.Tensor:
+def _is_number(value: Any) -> bool:
+    """Tell whether a value is an integer that a size, an offset or a stride can be."""
+    return type(value) is int and 0 <= value < MAX_NUMBER
+
+
+def _rebuild_tensor(data: Any, offset: Any, size: Any, stride: Any, *_: Any) -> _Data:
     """Make a tensor of elements of a storage, a flat tensor, none of which it has twice."""
     numbers = (offset, *size, *stride)
-    if not isinstance(storage, torch.Tensor) or storage.dim() != 1 or len(size) != len(stride):
+    if not isinstance(data, _Data) or data.tensor.dim() != 1 or len(size) != len(stride):
         raise _RefusedError("it holds a damaged tensor")
-    if len(size) > MAX_DIMENSIONS or any(type(number) is not int or number < 0 for number in numbers):
+    if len(size) > MAX_DIMENSIONS or not all(map(_is_number, numbers)):
         raise _RefusedError("it holds a damaged tensor")
+    storage = data.tensor
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
     numel = math.prod(size)
     if numel > len(storage) or (numel > 0 and last >= len(storage)):
         raise _RefusedError("it holds a tensor that is larger than its data")
-    return torch.as_strided(storage, size, stride, offset)
+    return _Data(torch.as_strided(storage, size, stride, offset))
 
 
 def _rebuild_parameter(data: Any, *_: Any) -> Any:
@@ -240,9 +278,56 @@ def _check_pickle(stream: IO[bytes], pickles: int) -> None:
     reader: Any = _BoundedReader(stream, MAX_PICKLE_BYTES)
     count = 0
     for _ in range(pickles):
+        sizes = _ExpandedSizes()
         for operation, argument, _ in pickletools.genops(reader):
             count += 1
             if count > MAX_OPERATIONS:
                 raise _RefusedError(f"its settings have more than {MAX_OPERATIONS:,} parts")
             if operation.name in _REGISTERED_TYPES or (operation.name in _MEMO and int(argument or 0) > MAX_OPERATIONS):
                 raise _RefusedError("its settings are damaged")
+            sizes.follow(operation, argument)
+
+
+class _ExpandedSizes:
+    """The objects on a pickle's stack, of which only the sizes are kept.
+
+    A tuple of a tuple twice, and so on 60 times, is a short pickle that takes 2^60 steps to hash, print or compare.
+    """
+
+    def __init__(self) -> None:
+        self._hashed = 0  # of all keys of dictionaries and members of sets
+        self._stack: list[int] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, int] = {}
+
+    def follow(self, operation: Any, argument: Any) -> None:
+        """Follow an operation.
+
+        Raises:
+            _RefusedError: An object has too many parts, or the stack too few for the operation.
+        """
+        if operation.name == "MARK":
+            self._marks.append(len(self._stack))
+            return
+        if operation.name in _RECALL:
+            self._stack.append(self._memo[int(argument)])
+            return
+        if operation.name in (*_MEMO, "MEMOIZE"):
+            self._memo[len(self._memo) if operation.name == "MEMOIZE" else int(argument)] = self._stack[-1]
+            return
+        if operation.name == "POP" and self._marks and self._marks[-1] == len(self._stack):
+            self._marks.pop()
+            return
+        start = len(self._stack) - len([each for each in operation.stack_before if each not in _MARKED])
+        if pickletools.markobject in operation.stack_before:
+            start = self._marks.pop() - operation.stack_before.index(pickletools.markobject)
+        if start < 0:
+            raise _RefusedError("its settings are damaged")
+        size = 1 + sum(self._stack[start:])
+        if operation.name in _HASHES:
+            self._hashed += sum(self._stack[start:])
+        elif operation.name in _HASHES_INTO:  # into the first of them
+            self._hashed += sum(self._stack[start + 1 :])
+        if max(size, self._hashed) > MAX_EXPANDED:
+            raise _RefusedError(f"its settings have more than {MAX_EXPANDED:,} parts")
+        self._stack[start:] = [size] * len(operation.stack_after)

@@ -7,12 +7,13 @@ dot products do not depend on the order of the dimensions.
 """
 
 import copy
-from typing import cast
+from typing import Any, cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from ..errors import UserError
+from ..eval_mode_vanilla_transformer import eval_mode
 
 # Weights by the end of their names. The residual stream is the last dimension of those that read it, ...
 READ = (
@@ -63,10 +64,11 @@ def _permute(weights: dict[str, torch.Tensor], order: torch.Tensor) -> dict[str,
 
 
 def check_model_class(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> None:
-    """Refuse a model of another class, with adapters or with quantized weights.
+    """Refuse a model of another class, with adapters, with quantized weights, or with code of its own.
 
     The config's model type and the names of the weights decide, not `isinstance`: code from the Hub has classes of its
-    own, and adapters would be lost silently.
+    own, and adapters would be lost silently. So would be a hook or a `forward` of its own: what the model computes is
+    compared with what the class computes with its weights.
 
     Raises:
         UserError: The model is not a plain `model_class`.
@@ -88,6 +90,46 @@ def check_model_class(model: PreTrainedModel, model_class: type[PreTrainedModel]
             f"a {type(model).__name__} can't be converted: it must be a {model_class.__name__}, without quantization "
             "and with its adapters merged"
         )
+    if plain_copy(model, model_class) is None:
+        raise UserError(
+            f"the model computes something else than a plain {model_class.__name__} with its weights (it has a hook, a "
+            "module or a forward of its own, for example), which would be lost; convert it without that"
+        )
+
+
+@torch.inference_mode()
+def plain_copy(model: PreTrainedModel, model_class: type[PreTrainedModel]) -> PreTrainedModel | None:
+    """Make a model of the same weights whose code is that of the class alone.
+
+    Returns:
+        The copy, on the same device, in the same dtype and in eval mode; None if the model's logits differ from it: it
+        is modified.
+    """
+    plain: Any = model_class(copy.deepcopy(model.config)).eval()
+    weights = model.state_dict()
+    if {name: weight.shape for name, weight in weights.items()} != {
+        name: weight.shape for name, weight in plain.state_dict().items()
+    } or any(weight.is_meta for weight in weights.values()):
+        return None
+    try:
+        plain.load_state_dict(weights)
+    except RuntimeError:  # weights of a kind of their own, as quantized ones are
+        return None
+    plain.to(model.device, model.dtype)
+    with eval_mode(model):
+        is_same = torch.allclose(sample_logits(model), sample_logits(plain), atol=1e-3)
+    return plain if is_same else None
+
+
+def sample_logits(model: Any) -> torch.Tensor:
+    """Compute the logits of eight sentences of random tokens, always the same, float32, [8, length, vocabulary]."""
+    length = min(20, getattr(model.config, "max_position_embeddings", 20))
+    random = torch.Generator().manual_seed(0)
+    source, target = (
+        torch.randint(model.config.vocab_size, (8, length), generator=random).to(model.device) for _ in range(2)
+    )
+    mask = torch.ones_like(source)
+    return model(input_ids=source, attention_mask=mask, decoder_input_ids=target).logits.float()
 
 
 def float32_copy(model: PreTrainedModel) -> PreTrainedModel:

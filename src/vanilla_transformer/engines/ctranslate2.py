@@ -123,9 +123,22 @@ class CTranslate2Engine:
                     f"the engine {NAME} can't do {name} ({str(value)[:40]}), which is set here or in the model's "
                     "generation_config.json; leave it out, or translate without the engine"
                 )
-        ends = config.eos_token_id
-        if isinstance(ends, list) and len(ends) > 1:
-            raise UserError(f"the engine {NAME} has one end of a sentence, but eos_token_id is {ends}")
+        own_end, start = self._tokenizer.eos_token_id, self._model.config.decoder_start_token_id
+        if config.eos_token_id not in (own_end, [own_end]):
+            raise UserError(
+                f"the engine {NAME} ends a sentence with the tokenizer's {own_end}, but eos_token_id is "
+                f"{config.eos_token_id}; translate without the engine"
+            )
+        if config.decoder_start_token_id not in (None, start):
+            raise UserError(
+                f"the engine {NAME} starts with the {start} of the model's config, but decoder_start_token_id is "
+                f"{config.decoder_start_token_id}; translate without the engine"
+            )
+        if config.early_stopping not in (None, False, True):
+            raise UserError(
+                f"the engine {NAME} can't do early_stopping {config.early_stopping!r}; leave it out, or translate "
+                "without the engine"
+            )
         for name, limit in (("max_source_length", max_source_length), ("max_new_tokens", config.max_new_tokens)):
             if limit is not None and limit > MAX_POSITIONS:
                 raise UserError(f"{name} is {limit:,}; the engine {NAME} has {MAX_POSITIONS:,} positions")
@@ -148,7 +161,7 @@ class CTranslate2Engine:
             [self._tokenizer.convert_ids_to_tokens(ids) for ids in token_ids],
             beam_size=beams,
             num_hypotheses=config.num_return_sequences or 1,
-            patience=2 if beams > 1 else 1,
+            patience=2 if beams > 1 and not config.early_stopping else 1,
             length_penalty=(config.length_penalty or 0.0) if beams > 1 else 0.0,
             max_input_length=0,
             max_decoding_length=min(limit or max(map(len, token_ids)) + TOKENS_BEYOND_SOURCE, MAX_POSITIONS),

@@ -4,7 +4,6 @@ The page computes what `modeling_vanilla_transformer.py`, `gnmt_beam_search` and
 it can't compute is refused here, by the field's name: it would show other numbers than the model's.
 """
 
-import copy
 import json
 from functools import lru_cache
 from typing import Any
@@ -15,10 +14,10 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from ..base_vanilla_transformer import TOKENS_BEYOND_SOURCE
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
+from ..convert.weight_layout import plain_copy, sample_logits
 from ..data.normal_form import normal_form
 from ..data.tokenization import PIECES
 from ..errors import UserError
-from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import PAPER_DECODING, search_settings
 from ..inference.settings import new_tokens_limit
 from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
@@ -164,25 +163,13 @@ def _check_size(model: PreTrainedModel, dtype: torch.dtype) -> None:
 
 @torch.inference_mode()
 def _plain_copy(model: PreTrainedModel) -> VanillaTransformerForConditionalGeneration:
-    """Make a model of the same weights, and check that it computes the same: that its code is all there is.
-
-    Returns:
-        The copy, in float32 on the CPU, in eval mode.
+    """Make a model of the same weights, in float32 on the CPU, and check that its code is all there is.
 
     Raises:
         UserError: Adapters, hooks, quantization or the like make it another model.
     """
-    config: Any = copy.deepcopy(model.config)
-    plain: Any = VanillaTransformerForConditionalGeneration(config).eval()
-    same = {name: weight.shape for name, weight in model.state_dict().items()} == {
-        name: weight.shape for name, weight in plain.state_dict().items()
-    }
-    if same:
-        plain.load_state_dict(model.state_dict())
-        plain.to(model.device, model.dtype)
-        with eval_mode(model):
-            same = torch.allclose(_sample_logits(model), _sample_logits(plain), atol=1e-3)
-    if not same:
+    plain: Any = plain_copy(model, VanillaTransformerForConditionalGeneration)
+    if plain is None:
         raise UserError(
             "the model is modified (by an adapter, a hook or quantization, for example), and the page computes what "
             "the package's code does with the weights; save it without the modification, and use that"
@@ -190,23 +177,13 @@ def _plain_copy(model: PreTrainedModel) -> VanillaTransformerForConditionalGener
     return plain.to("cpu", torch.float32)
 
 
-def _sample_logits(model: Any) -> torch.Tensor:
-    """Compute the logits of eight sentences of random tokens, always the same, float32, [8, 20, vocabulary]."""
-    random = torch.Generator().manual_seed(0)
-    source, target = (
-        torch.randint(model.config.vocab_size, (8, 20), generator=random).to(model.device) for _ in range(2)
-    )
-    mask = torch.ones_like(source)
-    return model(input_ids=source, attention_mask=mask, decoder_input_ids=target).logits.float()
-
-
 @torch.inference_mode()
 def _float16_error(model: torch.nn.Module) -> float:
     """Measure how far any logit of the sample moves when the weights are rounded to float16; they stay rounded."""
-    logits = _sample_logits(model)
+    logits = sample_logits(model)
     for weight in model.parameters():
         weight.copy_(weight.half())
-    error = (_sample_logits(model) - logits).abs().max()
+    error = (sample_logits(model) - logits).abs().max()
     return float(error.nan_to_num(torch.inf))  # beyond float16's range there are infinities, and their NaN
 
 

@@ -49,6 +49,7 @@ class Hub:
 
     url: str = ""
     repositories: dict[str, Repository] = field(default_factory=dict)
+    visibility: dict[str, str | None] = field(default_factory=dict)  # that was asked for, of each repository
     blobs: dict[str, bytes] = field(default_factory=dict)  # LFS, by SHA-256
     requests: list[tuple[str, str, bool]] = field(default_factory=list)  # method, path, whether with the right token
     unknown: list[str] = field(default_factory=list)
@@ -212,7 +213,9 @@ class Handler(BaseHTTPRequestHandler):
         with self.hub.lock:
             if name in self.hub.repositories:
                 raise Refused(409, "You already created this model repo", **created)
-            private = wanted.get("visibility") == "private" or bool(wanted.get("private"))
+            asked = wanted.get("visibility") or ("private" if wanted.get("private") else None)
+            self.hub.visibility[name] = asked
+            private = asked == "private"
             self.hub.repositories[name] = repository = Repository(private, [])
             repository.commit("initial commit", {".gitattributes": b"*.safetensors filter=lfs\n"})
         self.send_json(created)

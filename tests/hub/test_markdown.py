@@ -57,7 +57,16 @@ def test_what_looks_like_a_token_is_masked(secret):
 
 
 @pytest.mark.parametrize(
-    "text", ["hf_en", "sk-en-europarl-v10", "task-specific-data-1234567890abcdef", "me/en-sk", "a_hf_b"]
+    "text",
+    [
+        "hf_en",
+        "sk-en-europarl-v10",
+        "task-specific-data-1234567890abcdef",
+        "me/en-sk",
+        "a_hf_b",
+        "data/en-sk-OpenSubtitles2018/train",
+        "data/sk-opensubtitles",
+    ],
 )
 def test_other_words_are_not_masked(text):
     assert mask_secrets(text) == text
@@ -67,6 +76,12 @@ def test_a_command_shows_neither_paths_nor_secrets():
     block = command_block("train --output_dir /home/me/x --hub_token secret --my_api_key=secret --n 3 hf_abcdefgh1")
     lines = ["train", "--output_dir x", "--hub_token '***'", "'--my_api_key=***'", "--n 3 '***'"]
     assert block == "```sh\n{}\n```".format(" \\\n    ".join(lines))
+
+
+def test_options_with_tokens_in_their_name_are_no_secrets():
+    block = command_block("train --per_device_train_tokens 2048 --tokenizer_name x --hub-token secret --batch_tokens 9")
+    assert "--per_device_train_tokens 2048" in block and "--tokenizer_name x" in block and "--batch_tokens 9" in block
+    assert "secret" not in block
 
 
 @pytest.mark.parametrize("word", ["```", "</code></pre><script>", "a\n```\n# heading", "$(x)"])

@@ -202,7 +202,11 @@ def test_a_private_push_arrives_and_is_checked(hub, user, run):
     assert lines[0] == f"The model is at {hub.url}/user/mine"
     assert all(line.startswith(name) for line, name in zip(lines[1:], ANSWERS, strict=True))
     repository = hub.repositories["user/mine"]
-    assert repository.private and [title for _, title, _ in repository.commits] == ["initial commit", "First"]
+    assert (
+        hub.visibility["user/mine"] == "private"
+        and repository.private
+        and [title for _, title, _ in repository.commits] == ["initial commit", "First"]
+    )
     assert repository.files.keys() == FILES | PIPELINE_FILES | {".gitattributes"}
     assert repository.files["model.safetensors"] == (run / "model.safetensors").read_bytes()
     card = ModelCard(repository.files["README.md"].decode())
@@ -216,6 +220,7 @@ def test_a_pushed_page_arrives_and_is_checked(hub, user, run):
     answer = user.ask(f"from vanilla_transformer.commands import push; push.main({[*arguments, '--illustrated']})")
     assert "error" not in answer, answer
     assert answer["printed"].splitlines()[-2:] == [f"{name}: the same bytes" for name in SPACE_FILES]
+    assert hub.visibility["user/opened"] is None  # what the account's default says
     repository = hub.repositories["user/opened"]
     assert repository.files.keys() == {*FILES, *PIPELINE_FILES, *SPACE_FILES, ".gitattributes"}
     assert len(repository.commits) == 2 and b'"name":"user/opened"' in repository.files["illustrated/index.html"]

@@ -71,7 +71,7 @@ def test_numbers_are_unseen_and_short(tokenizer):
         short_number_pairs("en", "xx", "test")
 
 
-def test_pairs_of_files_are_taken_where_they_can_be_shown(tokenizer, tmp_path, monkeypatch):
+def test_pairs_of_files_are_taken_where_they_can_be_shown(tokenizer, tmp_path, monkeypatch, caplog):
     lines = ["one two " * 20, "", "a\u2028b", "a short one", "  ", "another"]
     (tmp_path / "val.en").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     (tmp_path / "val.fr").write_text("".join(f"<{line}>\n" for line in lines), encoding="utf-8")
@@ -80,6 +80,7 @@ def test_pairs_of_files_are_taken_where_they_can_be_shown(tokenizer, tmp_path, m
     pairs = example_pairs(data, tokenizer, 30)
     assert pairs == [("a short one", "<a short one>"), ("another", "<another>")]
     assert example_sentence(data, pairs, tokenizer) == "a short one"
+    assert "the page shows sentences of val, which run.json names" in caplog.text
 
 
 @pytest.mark.parametrize(

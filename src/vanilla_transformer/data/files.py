@@ -137,7 +137,7 @@ def new_folder(folder: str | os.PathLike, purpose: str) -> Iterator[Path]:
     Raises:
         UserError: The folder is in use, can't be created, or the disk is full.
     """
-    folder = Path(folder)
+    folder = Path(os.path.abspath(folder))  # "." has no name
     check_not_in_use(folder, purpose)
     exists = folder.exists()  # an empty folder may be a mount point, which can't be replaced: it is filled instead
     missing_parents = [parent for parent in folder.parents if not parent.exists()]

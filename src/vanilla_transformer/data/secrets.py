@@ -7,7 +7,8 @@ MASK = "***"
 _SECRETS = re.compile(
     r"\b(?:hf|api_org)_[A-Za-z0-9]{8,}"
     r"|\bgh[a-z]_[A-Za-z0-9]{8,}|\bgithub_pat_\w{8,}|\bglpat-[\w-]{8,}"
-    r"|\bsk-(?:(?:proj|ant|or|svcacct|admin)-)?(?:[a-z]+\d+-)?[A-Za-z0-9_]{12,}[\w-]*"
+    # Not in a name such as en-sk-opensubtitles, where sk is Slovak.
+    r"|(?<![\w-])sk-(?=[\w-]*\d)(?:(?:proj|ant|or|svcacct|admin)-)?(?:[a-z]+\d+-)?[A-Za-z0-9_]{12,}[\w-]*"
     r"|\bAKIA[0-9A-Z]{12,}|\bxox[a-z]-[\w-]{8,}"
     r"|(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"
 )

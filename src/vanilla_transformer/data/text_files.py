@@ -48,27 +48,43 @@ def iterate_lines(path: str | os.PathLike, *, keep_ends: bool = False) -> Iterat
             most = max(_SMALL, 500 * os.fstat(file.fileno()).st_size) if path.endswith(".gz") else math.inf
             for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
                 size += len(line)
-                if len(line) > MAX_LINE_BYTES:
-                    raise UserError(f"{path}, line {number} has over {MAX_LINE_BYTES:,} bytes; put one sentence on it")
                 if size > most:
                     raise UserError(f"{path}, line {number}: the file unpacks to 500 times its size; is it text?")
-                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                if "\0" in text:
-                    raise UserError(
-                        f"{path}, line {number}: there is a NUL byte, so this is no UTF-8 text; convert the file, for "
-                        "example with iconv -t UTF-8, or remove it"
-                    )
+                if number == 1 and line.startswith(_GZIP_MAGIC):
+                    raise UserError(f"{path} is compressed with gzip; give it a name that ends in .gz")
+                text = decode_line(line, number, path)
                 yield text if keep_ends else text.removesuffix("\n").removesuffix("\r")
-    except UnicodeDecodeError as error:
-        if number == 1 and line.startswith(_GZIP_MAGIC):
-            raise UserError(f"{path} is compressed with gzip; give it a name that ends in .gz") from None
-        raise UserError(
-            f"{path}, line {number}: byte 0x{error.object[error.start]:02x} at position {error.start + 1} is not valid "
-            "UTF-8; convert the file, for example with iconv -t UTF-8"
-        ) from None
     except (OSError, EOFError, zlib.error) as error:
         where = f"{path}, after line {number}" if number else path
         raise UserError(f"{where}: {getattr(error, 'strerror', None) or error}; check the path and the file") from None
+
+
+def decode_line(line: bytes, number: int, path: str) -> str:
+    """Decode a line of a UTF-8 text, without the byte order mark at the beginning of the first.
+
+    Args:
+        line: The line, with at most one byte more than `MAX_LINE_BYTES`.
+        number: Its number, from 1.
+        path: What the text is called in an error.
+
+    Raises:
+        UserError: The line is longer, isn't UTF-8, or holds a NUL.
+    """
+    if len(line) > MAX_LINE_BYTES:
+        raise UserError(f"{path}, line {number} has over {MAX_LINE_BYTES:,} bytes; put one sentence on it")
+    try:
+        text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}, line {number}: byte 0x{error.object[error.start]:02x} at position {error.start + 1} is not valid "
+            "UTF-8; convert the text, for example with iconv -t UTF-8"
+        ) from None
+    if "\0" in text:
+        raise UserError(
+            f"{path}, line {number}: there is a NUL byte, so this is no UTF-8 text; convert it, for example with iconv "
+            "-t UTF-8, or remove the byte"
+        )
+    return text
 
 
 def table_format(path: str) -> str | None:

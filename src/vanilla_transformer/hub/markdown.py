@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ..data.secrets import MASK, mask_secrets
 
-_SECRET_FLAG = re.compile(r"--\w*(token|password|secret|api_?key)\w*", re.IGNORECASE)
+# Names that end so, such as --hub_token, and not --per_device_train_tokens or --tokenizer_name.
+_SECRET_FLAG = re.compile(r"--([\w-]*[_-])?(token|password|passwd|secret|api[_-]?key)", re.IGNORECASE)
 # What begins Markdown or HTML inside a line. An underscore between letters is only an underscore.
 _MARKUP = re.compile(r"[\\`*\[\]|~$#!{}]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 

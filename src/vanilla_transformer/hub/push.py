@@ -1,6 +1,7 @@
 """Save a model in the Hub's layout, and push it in one commit."""
 
 import json
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,7 +65,7 @@ def save_for_hub(
         UserError: The folder is not empty or can't be written into, or the model has foreign code.
     """
     folder = Path(folder)
-    card = card or make_card(model, tokenizer, folder.name)
+    card = card or make_card(model, tokenizer, Path(os.path.abspath(folder)).name)
     with new_folder(folder, "model") as partial:
         try:
             _save_model(model, tokenizer, partial)
@@ -148,7 +149,7 @@ def push_to_hub(
         card: As in `save_for_hub`.
         texts: As in `save_for_hub`; a file of such a name in the repository is replaced.
         existing_card: What to do where the repository has a README.md already: "keep" that, or "replace" it.
-        private: Whether a new repository is private.
+        private: Whether a new repository is private; otherwise it is what the account's default says.
         token: A token that may write; by default the one stored by `hf auth login`.
         commit_message: The commit's title.
 
@@ -167,7 +168,7 @@ def push_to_hub(
         try:
             before = _find(api, repo_id)
             if before is None:
-                api.create_repo(repo_id, private=private)
+                api.create_repo(repo_id, private=private or None)  # False would overrule an organization's default
                 before = made = _find(api, repo_id)
             else:
                 _check_existing(before, private, existing_card)

@@ -1,5 +1,6 @@
 """What a model's run left: the curve of its losses, and sentences like those that it was trained on."""
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
@@ -13,9 +14,12 @@ from ..data.reading import load_pairs
 from ..data.sources import prepare_sources
 from ..errors import UserError
 from ..hub.provenance import Data
+from ..inference.model_files import RECORD_NAME
 from ..inference.settings import is_finite_number, is_integer
 from ..language_tags_vanilla_transformer import tagged_languages
 from ..training.checkpoints import read_log
+
+logger = logging.getLogger(__name__)
 
 MOST_POINTS = 1000  # of a curve: more than a screen has
 NUMBER = 71  # "seventy-one": a number of several words in most languages; the French is "soixante et onze"
@@ -110,6 +114,7 @@ def _unseen_pairs(data: Data | None, tokenizer: PreTrainedTokenizerBase) -> Iter
             if corpus.file is None:
                 pairs: Iterable[Any] = short_number_pairs(*languages, "test")
             elif _is_on_disk(corpus):
+                logger.warning("the page shows sentences of %s, which %s names", corpus.file, RECORD_NAME)
                 pairs = load_pairs(corpus.file, *languages)
             else:
                 continue

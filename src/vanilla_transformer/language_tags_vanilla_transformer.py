@@ -72,14 +72,19 @@ def tag_sources(
     return [_tag_source(source, target_lang, languages) if source.strip() else source for source in sources]
 
 
+def leading_language(source: str, languages: Sequence[str]) -> str | None:
+    """Return the language whose tag a source begins with; None if it is none of these languages."""
+    match = _TAG.match(source)
+    return match[1] if match and match[1] in languages else None
+
+
 def _tag_source(source: str, target_lang: str | None, languages: Sequence[str]) -> str:
     """Put the tag before a source, unless it begins with one of the languages' tags."""
-    match = _TAG.match(source)
-    if match and match[1] in languages:
+    if leading_language(source, languages) is not None:
         return source
     if target_lang is not None:
         return f"{language_tag(target_lang)} {source}"
-    if match:
+    if match := _TAG.match(source):
         raise ValueError(
             f"a source begins with {match[0].strip()}, but the model knows {', '.join(map(language_tag, languages))}"
         )

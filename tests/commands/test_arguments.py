@@ -112,3 +112,32 @@ def test_the_groups_of_train_name_options_that_exist_and_all_of_our_own():
     assert set(own) <= known
     rest = {action.dest for action in parser.sections()["all other Seq2SeqTrainingArguments"]}
     assert not rest & set(PaperTrainingArguments.__annotations__), "the recipe's own defaults are in a group"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["--text_files", "a", "--text_files", "b"],
+            "--text_files is given twice; give all its values after one --text_files",
+        ),
+        (
+            ["--text_files=a", "--text_files", "b", "c"],
+            "--text_files is given twice; give all its values after one --text_files",
+        ),
+        (["--text_files", "a", ""], "--text_files is empty; give a value, or leave it out"),
+        (["--input_file", ""], "--input_file is empty; give a value, or leave it out"),
+    ],
+)
+def test_a_list_given_twice_and_an_empty_path_are_refused(argv, message, capsys):
+    @dataclass
+    class Paths:
+        text_files: list[str] = field(default_factory=list, metadata={"help": "Files."})
+        input_file: str | None = field(default=None, metadata={"help": "A file."})
+        prefix: str = field(default="x", metadata={"help": "A text, which may be empty."})
+
+    parser = CommandParser(Paths, prog="program", doc="", most_used=[])
+    with pytest.raises(SystemExit):
+        parser.parse(argv)
+    assert capsys.readouterr().err == f"error: {message}\n"
+    assert parser.parse(["--prefix", "", "--input_file", "a", "--input_file", "b"])[0] == Paths([], "b", "")

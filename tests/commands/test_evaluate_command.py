@@ -2,8 +2,10 @@
 
 import copy
 import json
+import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 from helpers import NUMBERS
@@ -11,6 +13,7 @@ from helpers import NUMBERS
 from vanilla_transformer.data.numbers import number_pairs
 from vanilla_transformer.hub.weights import weights_digest
 from vanilla_transformer.inference.metrics import corpus_scores
+from vanilla_transformer.inference.test_set import read_references
 from vanilla_transformer.inference.text_io import replace_line_breaks
 from vanilla_transformer.inference.translate import translate
 
@@ -110,3 +113,13 @@ def test_a_missing_package_of_bleus_tokenizer_is_named_before_the_model_is_loade
     monkeypatch.setattr("sacrebleu.tokenizers.tokenizer_ja_mecab.MeCab", None)
     error = refused("evaluate_model", "--model_name_or_path", "no/such", "--bleu_tokenize", "ja-mecab")
     assert "pip install 'sacrebleu[ja]'" in error
+
+
+def test_references_come_from_a_pipe(tmp_path):
+    """A pipe can be read only once."""
+    (tmp_path / "hypotheses").write_text("a b\nc d\n")
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    threading.Thread(target=pipe.write_text, args=("a b\nc d\n",), daemon=True).start()
+    test_set = read_references([str(pipe), str(tmp_path / "hypotheses")], max_samples=1)
+    assert test_set.size == 2 and test_set.references == [["a b"], ["a b"]]

@@ -128,3 +128,14 @@ def test_options_without_effect_are_reported(run_script, files, folder):
     code, _, err = run_script("score", *command, "--weight", "0.5", "--source_lang", "en")
     assert code == 0 and "note: --weight has no effect: there is no --nbest_file" in err
     assert "note: --source_lang has no effect: there is no --pairs_file" in err
+
+
+def test_a_target_language_of_a_model_without_tags_is_refused_unless_it_names_a_column(refused, files, folder):
+    words = ["--source_file", files["data.en"], "--target_file", files["data.fr.gz"], "--target_lang", "fr"]
+    error = refused("score", "--model_name_or_path", folder, *words)
+    assert "the target language is 'fr', but the model has no tags of target languages" in error
+
+
+def test_standard_input_that_is_utf_16_is_refused(refused, folder):
+    error = refused("score", "--model_name_or_path", folder, stdin="a\tb\nc\td\n".encode("utf-16-le"))
+    assert "standard input, line 1: there is a NUL byte" in error

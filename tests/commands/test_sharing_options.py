@@ -119,7 +119,7 @@ def test_a_required_option_that_is_missing_is_named(command, refusal):
         ("push_to_hub", ["--scores", "no/such.json"], "no/such.json can't be read"),
         ("export", ["--quantization", "int8"], "--quantization int8 goes with --to ctranslate2, not with --to marian"),
         ("export", ["--quantization", ""], "--quantization  goes with --to ctranslate2"),
-        ("convert_checkpoint", ["--dict", "no/such.txt"], "no/such.txt"),
+        ("convert_checkpoint", ["--dict", "no/such.txt"], "--dict is given twice"),
         ("plot_attention", ["--positions", "5"], "give either a sentence"),
         ("plot_attention", ["--target", " "], "is blank"),
         ("illustrate", ["--sentence", " "], "the sentence is blank"),
@@ -131,6 +131,12 @@ def test_a_required_option_that_is_missing_is_named(command, refusal):
 )
 def test_what_can_not_be_is_refused(command, words, message, commands, refusal, tmp_path):
     assert message in refusal(command, *commands[command], str(tmp_path / new(command)), *words)
+
+
+def test_a_dictionary_that_is_not_there_is_named(model_folder, refusal, tmp_path):
+    checkpoint = str(model_folder.parent / "checkpoint_best.pt")
+    words = [checkpoint, "--dict", "no/such.txt", "--output_dir", str(tmp_path / "new")]
+    assert "no/such.txt" in refusal("convert_checkpoint", *words)
 
 
 @pytest.mark.parametrize("number", ["0", "-1", "100001", str(10**30), "nan"])

@@ -2,6 +2,7 @@
 
 import json
 import math
+import unicodedata
 
 import numpy as np
 import pytest
@@ -216,3 +217,11 @@ def test_a_missing_package_of_bleus_tokenizer_is_named_before_training(tokenizer
 def test_an_unknown_tokenizer_of_bleu_is_refused():
     with pytest.raises(UserError, match="'15b'; it must be one of none, zh, 13a"):
         corpus_scores(HYPOTHESES, REFERENCES, bleu_tokenize="15b")
+
+
+def test_texts_in_two_normal_forms_are_reported(caplog):
+    references = ["caf\u00e9 noir", "na\u00efve"]
+    hypotheses = [unicodedata.normalize("NFD", reference) for reference in references]
+    assert corpus_scores(references, references)["exact_match"] == 100 and not caplog.records
+    assert corpus_scores(hypotheses, references)["exact_match"] == 0
+    assert "the translations are in Unicode normal form NFD and the references in NFC" in caplog.text

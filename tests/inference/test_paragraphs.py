@@ -5,8 +5,9 @@ import math
 import sys
 
 import pytest
-from helpers import SHORT
+from helpers import SHORT, wordy_model
 
+from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.inference import translate as translate_module
 from vanilla_transformer.inference.alignments import split_into_words
@@ -145,3 +146,17 @@ def test_the_language_is_that_of_training_unless_given(tmp_path, record, given, 
             find_split_language(saved, given)
     else:
         assert find_split_language(saved, given) == language
+
+
+def test_a_tag_of_a_text_is_not_that_of_its_first_sentence_only():
+    """The other sentences would get none, or that of the target language."""
+    tokenizer = train_tokenizer(["A dog runs. A cat."] * 2, 270)
+    tokenizer.add_tokens([">>de<<", ">>fr<<"])
+    model = wordy_model(tokenizer)
+    settings = {"split_sentences": "en", **SHORT}
+    with pytest.raises(
+        UserError, match="sentence 2 is split into 2, and its tag >>de<< would be that of the first only"
+    ):
+        list(translate(model, tokenizer, ["A dog.", ">>de<< A dog runs. A cat."], target_lang="fr", **settings))
+    found = translate(model, tokenizer, [">>de<< A dog runs. A cat.", ">>fr<< A dog."], target_lang="de", **settings)
+    assert len(list(found)) == 2

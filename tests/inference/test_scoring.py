@@ -1,14 +1,16 @@
 """Scores of given translations: equal to a slow computation, to the search's own, and to the trainer's loss."""
 
 import math
+import unicodedata
 
 import pytest
 import torch
 from datasets import Dataset
-from helpers import SENTENCES, SHORT
+from helpers import SENTENCES, SHORT, wordy_model
 from training_runs import make_arguments, make_trainer
 
 from vanilla_transformer import gnmt_beam_search
+from vanilla_transformer.data.tokenization import train_tokenizer
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.inference.scoring import rerank, score
 from vanilla_transformer.inference.translate import Translation
@@ -186,3 +188,13 @@ def test_a_model_that_is_not_finite_and_a_list_without_scores_are_refused(model,
 
 def test_nothing_gives_nothing(model, tokenizer):
     assert list(score(model, tokenizer, [])) == list(rerank(model, tokenizer, [])) == []
+
+
+def test_a_target_in_another_normal_form_is_reported_once(caplog):
+    words = ["caf\u00e9", "na\u00efve"]
+    tokenizer = train_tokenizer(words * 2, 270)
+    targets = [unicodedata.normalize("NFD", word) for word in words]
+    pairs = list(zip(words, targets, strict=True))
+    list(score(wordy_model(tokenizer), tokenizer, [*zip(words, words, strict=True), *pairs]))
+    (message,) = [record.getMessage() for record in caplog.records]
+    assert message.startswith("pair 3: the target is not in Unicode normal form NFC")

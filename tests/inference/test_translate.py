@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import SENTENCES, SHORT, texts, wordy_model
+from transformers import LogitsProcessor
 
 from vanilla_transformer import gnmt_beam_search
 from vanilla_transformer.data.tokenization import decode_batch, train_tokenizer
@@ -250,3 +251,19 @@ def test_a_source_in_another_normal_form_gets_that_of_the_training_text():
     decomposed = unicodedata.normalize("NFD", text)
     (composed,), (same,) = translate(model, tokenizer, [text, decomposed], num_beams=1, max_new_tokens=5)
     assert composed == same
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+@pytest.mark.parametrize("search", [gnmt_beam_search, None])
+def test_a_limit_that_is_set_counts_alone(model, tokenizer, num_beams, search):
+    """Also above the default, the source's length plus 50, as in the pipeline."""
+    steps = []
+
+    class Count(LogitsProcessor):
+        def __call__(self, input_ids, scores):
+            steps.append(input_ids.shape[1])
+            return scores
+
+    settings = {"num_beams": num_beams, "suppress_tokens": [tokenizer.eos_token_id], "max_new_tokens": 90}
+    list(translate(model, tokenizer, ["a dog"], search=search, logits_processor=[Count()], **settings))
+    assert len(steps) == 90

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import logging
 import sys
+import unicodedata
 import warnings
 from pathlib import Path
 
@@ -405,3 +406,14 @@ def test_the_script_wants_either_a_sentence_or_positions(run, tmp_path, argument
     code, out, err = run("--output_file", str(tmp_path / "a.png"), *arguments)
     assert (code, out) == (2, "")
     assert err == "error: give either a sentence, and perhaps its --target, or --positions\n"
+
+
+def test_the_source_is_read_as_translate_reads_it():
+    tokenizer = train_tokenizer(["caf\u00e9 noir", "na\u00efve"] * 2, 280)
+    model = wordy_model(tokenizer)
+    composed = attention_maps(model, tokenizer, "caf\u00e9 noir")
+    decomposed = attention_maps(model, tokenizer, unicodedata.normalize("NFD", "caf\u00e9 noir"))
+    assert composed.source_tokens == decomposed.source_tokens and torch.equal(composed.cross, decomposed.cross)
+    tokenizer.add_tokens([">>de<<"])
+    with pytest.raises(UserError, match="a source begins with >>xx<<, but the model knows >>de<<"):
+        attention_maps(model, tokenizer, ">>xx<< noir")

@@ -20,6 +20,7 @@ from ..inference.model_files import CONFIG, SavedModel, read_config
 from ..inference.settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, TOO_LONG, check_settings
 
 SEVERAL_MODELS = "Folder of a trained model, or its id on the Hub; several translate together, as an ensemble."
+NOT_EMPTY = ("_file", "_files", "_dir", "_path", "_name")  # how options end whose value can't be empty
 # What HfArgumentParser takes for a switch's value, in small letters.
 TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
 
@@ -42,7 +43,9 @@ class CommandParser(HfArgumentParser):
 
     The metadata `"positional": True` makes a field a positional argument: a list takes any number of words, a field
     with a default at most one. Options can't be abbreviated, so that a new option never changes what a command line
-    means. Every error is one line, and ends the process with status 2.
+    means. Of an option that is given twice the last value counts; one that takes a list is refused, as its values could
+    be meant to be added or to be replaced. An empty path or name, as of an unset variable, is refused too. Every error
+    is one line, and ends the process with status 2.
 
     The metadata `"several"` makes a list an option that may be repeated. Its value tells of a word after the option's
     first whether it is one more value, or a positional argument. Other options of models take one model only.
@@ -134,8 +137,16 @@ class CommandParser(HfArgumentParser):
     def parse(self, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
         """Parse the words of the command line, by default those of this process, into the dataclasses."""
         self._refuse_unknown(self.parse_known_args(argv)[1])
-        parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)
-        return parsed[: len(list(self.dataclass_types))]
+        parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(list(self.dataclass_types))]
+        for options in parsed:
+            self._refuse_empty(vars(options))
+        return parsed
+
+    def _refuse_empty(self, values: Mapping[str, Any]) -> None:
+        """Refuse an empty path or name."""
+        for name, value in values.items():
+            if name.endswith(NOT_EMPTY) and (value == "" or (isinstance(value, list) and "" in value)):
+                self.error(f"--{name} is empty; give a value, or leave it out")
 
     def _refuse_unknown(self, unknown: Sequence[str]) -> None:
         if unknown:
@@ -146,7 +157,9 @@ class CommandParser(HfArgumentParser):
         """Parse the words of the command line, and return the values of the options that it gives, by name."""
         parsed, unknown = self.parse_known_args(argv)
         self._refuse_unknown(unknown)
-        return {name: getattr(parsed, name) for name in self.given(argv) - {"traceback"}}
+        values = {name: getattr(parsed, name) for name in self.given(argv) - {"traceback"}}
+        self._refuse_empty(values)
+        return values
 
     def given(self, argv: Sequence[str] | None = None) -> set[str]:
         """Return the names of the options that the command line gives, whatever their value."""
@@ -159,6 +172,7 @@ class CommandParser(HfArgumentParser):
         """Write an option with several values as one option each, so that it takes no positional argument."""
         end = argv.index("--") if "--" in argv else len(argv)
         self._refuse_several_models(argv[:end])
+        self._refuse_repeated_lists(argv[:end])
         positional = any(not action.option_strings for action in self._actions)
         written: list[str] = []
         option: RepeatedOption | None = None  # whose value may come next
@@ -186,6 +200,13 @@ class CommandParser(HfArgumentParser):
         after = [words[place + (1 if "=" in words[place] else 2) :][:1] for place in places]
         if len(places) > 1 or any(_is_models_folder(word) for following in after for word in following):
             self.error(f"--model_name_or_path has several models, and {self.prog} takes one; give one")
+
+    def _refuse_repeated_lists(self, words: Sequence[str]) -> None:
+        """Refuse an option with a list of values that is given twice."""
+        options = (self._option_string_actions.get(word.partition("=")[0]) for word in words)
+        lists = [action.dest for action in options if action is not None and action.nargs in ("+", "*")]
+        if repeated := next((name for name in lists if lists.count(name) > 1), None):
+            self.error(f"--{repeated} is given twice; give all its values after one --{repeated}")
 
     def _complete_switches(self, argv: list[str]) -> list[str]:
         """Write a switch without a value as `--json=True`, so that it takes no positional argument for its value."""

@@ -6,6 +6,7 @@ With --output_dir all of it is written into a new folder and checked there, and 
 come from vanilla-transformer evaluate --json.
 """
 
+import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -139,7 +140,7 @@ def main(argv: list[str] | None = None) -> None:
     disable_progress_bar()
     check(arguments, card_arguments, parser.given(argv))
     if arguments.output_dir:
-        model_id = arguments.repo_id or Path(arguments.output_dir).name
+        model_id = arguments.repo_id or Path(os.path.abspath(arguments.output_dir)).name
     else:
         model_id = full_id(arguments.repo_id, arguments.token)
 

@@ -185,7 +185,9 @@ def iterate_output(arguments: ScoreArguments, loading: LoadingArguments) -> Iter
             next(iterate_lines(path))  # raises before the model is loaded; a pipe is read only once, below
     items: Any = read_nbest(arguments.nbest_file) if arguments.nbest_file else read_pairs(arguments)
     model, tokenizer = loading.load(arguments.model_name_or_path)
-    settings = {**arguments.settings(), "target_lang": arguments.target_lang if tagged_languages(tokenizer) else None}
+    # With --pairs_file the language names a column too; otherwise a model without tags refuses it.
+    names_tag = tagged_languages(tokenizer) or not arguments.pairs_file
+    settings = {**arguments.settings(), "target_lang": arguments.target_lang if names_tag else None}
     inputs, same = tee(items)
     if arguments.nbest_file:
         for (source, _), translations in zip(

@@ -17,6 +17,7 @@ from ..training.options import COUNT, Range, check_metric, find_ineffective
 from ..training.recipe import PaperTrainingArguments
 from .arguments import names
 
+PUSH_LATER = "train first, then use vanilla-transformer push"  # why push_to_hub is refused
 NUMBERS = {"train": 40_000, "validation": 500}  # pairs of the embedded corpus
 
 LISTS = ("train_file", "validation_file", "dataset_name", "dataset_config_name", "source_lang", "target_lang")
@@ -387,7 +388,7 @@ def check_options(
         UserError: An option can't be obeyed by this command.
     """
     if training.push_to_hub:
-        raise UserError("push_to_hub is True; it must be False: train first, then use vanilla-transformer push")
+        raise UserError(f"push_to_hub is True; it must be False: {PUSH_LATER}")
     data.check_corpora()
     check_metric(training, data.target_langs)
     if data.streaming and training.max_steps < 0:

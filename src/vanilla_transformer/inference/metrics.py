@@ -1,8 +1,9 @@
 """Scores of translations: sacreBLEU's metrics with their signatures, and exact match."""
 
+import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
-from itertools import zip_longest
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain, zip_longest
 from typing import Any, TypedDict
 
 import evaluate
@@ -13,8 +14,11 @@ from sacrebleu.metrics import BLEU, CHRF, TER
 from sacrebleu.metrics.base import Metric
 from transformers import EvalPrediction, PreTrainedTokenizerBase
 
+from ..data.normal_form import NormalFormCounter
 from ..data.tokenization import decode_batch
 from ..errors import UserError, first_line
+
+logger = logging.getLogger(__name__)
 
 TWO_LETTER_CODES = {"zho": "zh", "cmn": "zh", "jpn": "ja", "kor": "ko"}  # ISO 639-3, as in FLORES (zho_Hans)
 TOKENIZER_PACKAGES = {"ja-mecab": "sacrebleu[ja]", "ko-mecab": "sacrebleu[ko]"}
@@ -125,6 +129,13 @@ def list_references(references: References, sentences: int) -> list[list[str]]:
     return per_sentence
 
 
+def _normal_form(texts: Iterable[str]) -> str | None:
+    counter = NormalFormCounter()
+    for text in texts:
+        counter.add(text)
+    return counter.form
+
+
 def corpus_scores(
     hypotheses: Sequence[str],
     references: References,
@@ -153,6 +164,13 @@ def corpus_scores(
             reference; there is no such metric; or BLEU's tokenizer can't be loaded.
     """
     per_sentence = list_references(references, len(hypotheses))
+    forms = _normal_form(hypotheses), _normal_form(chain.from_iterable(per_sentence))
+    if None not in forms and forms[0] != forms[1]:
+        logger.warning(
+            "the translations are in Unicode normal form %s and the references in %s, so that the same words do not "
+            "match; convert one of the two",
+            *forms,
+        )
     metrics = make_metrics(bleu_tokenize, further_metrics)
     streams = reference_streams(per_sentence)
     found: dict[str, Any] = {name: metric.corpus_score(hypotheses, streams) for name, metric in metrics.items()}

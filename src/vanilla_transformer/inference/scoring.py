@@ -1,6 +1,8 @@
 """Log-probabilities of given translations: of sentence pairs, and of n-best lists to put them into a new order."""
 
+import logging
 import math
+import unicodedata
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import tee
 from typing import Any, NamedTuple
@@ -11,6 +13,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import TranslationCollator
+from ..data.normal_form import normal_form
 from ..data.sources import check_target_lang, prepare_sources
 from ..data.tokenization import check_added_tokens, check_appends_eos
 from ..errors import UserError
@@ -18,6 +21,8 @@ from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_length_penalty, search_settings
 from .settings import BATCH_TOKENS, check_settings
 from .translate import MIN_COUNTED_LENGTH, Translation, cut_into_batches, explain_memory, split_into_windows
+
+logger = logging.getLogger(__name__)
 
 MAX_LENGTH = 1024  # tokens of a side, unless more are asked for
 
@@ -190,6 +195,7 @@ class _PairEncoder:
     ) -> None:
         self.tokenizer, self.max_length, self.target_lang = tokenizer, max_length, target_lang
         self.vocab_size = vocab_size
+        self._has_warned = False
         self.first_pair = 1  # number of the first pair of the next window
 
     def encode(self, window: Sequence[Pair]) -> list[_EncodedPair]:
@@ -197,6 +203,7 @@ class _PairEncoder:
         sources = prepare_sources(self.tokenizer, [source for source, _ in window], self.target_lang)
         source_ids = self.tokenizer(sources, verbose=False)["input_ids"]
         texts = [target if isinstance(target, str) else "" for _, target in window]
+        self._check_form(texts)
         text_ids = self.tokenizer(texts, verbose=False)["input_ids"]
         encoded = []
         for index, (_, target) in enumerate(window):
@@ -207,6 +214,19 @@ class _PairEncoder:
             encoded.append(pair)
         self.first_pair += len(window)
         return sorted(encoded, key=lambda pair: pair.length, reverse=True)
+
+    def _check_form(self, targets: Sequence[str]) -> None:
+        """Warn of the first target in another normal form than the model's; it is scored as it is."""
+        form = None if self._has_warned else normal_form(self.tokenizer)
+        others = (index for index, text in enumerate(targets) if form and not unicodedata.is_normalized(form, text))
+        if (index := next(others, None)) is not None:
+            self._has_warned = True
+            logger.warning(
+                "pair %s: the target is not in Unicode normal form %s, which the model was trained on; convert it for "
+                "a better score",
+                f"{self.first_pair + index:,}",
+                form,
+            )
 
     def _check_ids(self, index: int, target: Sequence[int]) -> list[int]:
         ids = [int(token) for token in target]

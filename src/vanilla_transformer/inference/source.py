@@ -3,11 +3,12 @@
 import hashlib
 import sys
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import islice, tee
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..data.text_files import is_text, iterate_lines, parse_object
+from ..data.text_files import MAX_LINE_BYTES, decode_line, is_text, iterate_lines, parse_object
 from ..errors import UserError
 from .text_io import decode_arguments, read_arriving_lines, replace_line_breaks
 from .translate import split_into_windows
@@ -155,11 +156,9 @@ class Source:
 
 def iterate_stdin() -> Iterator[str]:
     """Yield the lines of standard input as they come."""
-    for number, line in enumerate(sys.stdin.buffer, start=1):
-        try:
-            yield line.decode("utf-8-sig" if number == 1 else "utf-8").removesuffix("\n").removesuffix("\r")
-        except UnicodeDecodeError as error:
-            raise UserError(f"{STDIN}, line {number}, is not valid UTF-8; convert it, as with iconv") from error
+    lines = iter(partial(sys.stdin.buffer.readline, MAX_LINE_BYTES + 1), b"")
+    for number, line in enumerate(lines, start=1):
+        yield decode_line(line, number, STDIN).removesuffix("\n").removesuffix("\r")
 
 
 def _can_be_read_again(path: str) -> bool:

@@ -79,9 +79,10 @@ def read_references(paths: Sequence[str], max_samples: int | None) -> TestSet:
     Raises:
         UserError: A file can't be read, they are empty, or they differ in their numbers of lines.
     """
-    size = len(read_lines(paths[0]))
-    if size == 0:
-        raise UserError(f"{paths[0]} is empty; give references, at least one line of them")
-    test_set = TestSet(paths[0], size, max_samples, None, [])
-    test_set.add_references(paths)
+    first, *others = paths
+    lines = read_lines(first)  # once: it may be a pipe
+    if not lines:
+        raise UserError(f"{first} is empty; give references, at least one line of them")
+    test_set = TestSet(first, len(lines), max_samples, None, [lines[:max_samples]])
+    test_set.add_references(others)
     return test_set

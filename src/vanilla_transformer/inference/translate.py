@@ -19,11 +19,12 @@ from ..data.tokenization import check_added_tokens, decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
+from ..language_tags_vanilla_transformer import language_tag, leading_language, tagged_languages
 from .alignments import Alignment, align
 from .ensemble import Ensemble, as_one_model
 from .paragraphs import SentenceSplitter, join_translations
 from .prefixes import TargetPrefix, TargetPrefixes, TargetPrefixLogitsProcessor, longest_translation
-from .settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, check_settings
+from .settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, check_settings, new_tokens_limit
 
 T = TypeVar("T")
 
@@ -212,6 +213,8 @@ def translate_windows(
         raise UserError(str(error)) from error
     if isinstance(model, Ensemble) and (alignments or engine is not None):
         raise UserError(f"{'alignments' if alignments else 'an engine'} can't be had of an ensemble; give one model")
+    if settings.get("custom_generate") is gnmt_beam_search and new_tokens_limit(config) is not None:
+        settings.setdefault("tokens_beyond_source", None)  # a limit that is set counts alone, as in the pipeline
     generate: Generate = partial(_generate, model, tokenizer, settings)
     if engine is not None:
         if alignments or target_prefix is not None:
@@ -272,6 +275,7 @@ def _translate(
     with nullcontext() if bar is None else bar:
         for window in windows:
             texts = [[text] if splitter is None else splitter.split(text) for text in window]
+            batcher.check_texts(texts)
             sentences = list(chain.from_iterable(texts))
             numbers = [number for number, text in enumerate(texts) for _ in text]
             prefixes = target_prefixes.take(len(sentences))
@@ -349,6 +353,18 @@ class _SourceBatcher:
         self.min_counted_length = max(MIN_COUNTED_LENGTH, hypotheses)
         self.max_source_length, self.too_long = max_source_length, too_long
         self.first_sentence = first_sentence  # number of the first sentence of the next window
+
+    def check_texts(self, texts: list[list[str]]) -> None:
+        """Refuse a text of several sentences that begins with a tag, which would be that of its first sentence only."""
+        languages = tagged_languages(self.tokenizer)
+        for number, sentences in enumerate(texts, start=self.first_sentence):
+            language = leading_language(sentences[0], languages) if len(sentences) > 1 else None
+            if language not in (None, self.target_lang):
+                raise UserError(
+                    f"sentence {number:,} is split into {len(sentences)}, and its tag {language_tag(str(language))} "
+                    "would be that of the first only; give the target language in place of the tag, or leave out "
+                    "split_sentences"
+                )
 
     def make_batches(self, window: list[str], numbers: list[int]) -> Iterator[list[tuple[int, list[int]]]]:
         """Make batches of (index in the window, token ids), longest sentences first; blank sentences are left out.

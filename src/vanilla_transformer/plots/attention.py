@@ -13,10 +13,12 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ..data.sources import prepare_sources
 from ..errors import UserError, require
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
 from ..inference.alignments import with_attention_weights
+from ..inference.settings import new_tokens_limit
 from ..modeling_vanilla_transformer import shift_right
 from .figures import DPI
 
@@ -96,7 +98,7 @@ def attention_maps(
         target: Its translation; by default the model's own, as `translate` gives it.
 
     Raises:
-        UserError: A blank source or target.
+        UserError: A blank source or target, or a source that begins with a tag that the model does not know.
         TypeError: Several texts in place of one.
     """
     texts = {"source": source} if target is None else {"source": source, "target": target}
@@ -105,12 +107,14 @@ def attention_maps(
             raise TypeError(f"attention_maps() takes one {name}, a string; this is a {type(text).__name__}")
         if not text.strip():
             raise UserError(f"the {name} is blank; there is nothing that could attend to anything")
-    input_ids = _ids(model, tokenizer, source)
+    input_ids = _ids(model, tokenizer, *prepare_sources(tokenizer, [source]))
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
     with eval_mode(model), torch.inference_mode():
         if target is None:
             own = model.generation_config
             search = {"custom_generate": gnmt_beam_search, **search_settings(own.num_beams, own.length_penalty)}
+            if new_tokens_limit(own) is not None:  # which counts alone, as in translate
+                search["tokens_beyond_source"] = None
             written = model.generate(**inputs, **search, num_return_sequences=1, do_sample=False)  # type: ignore[operator] # GenerationMixin
             decoder_input_ids = written[:, :-1]  # the last token is never read
         else:

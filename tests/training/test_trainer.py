@@ -23,7 +23,7 @@ from vanilla_transformer.data.batching import TokenBatchSampler, TranslationColl
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.generation_vanilla_transformer import paper_generation_config
 from vanilla_transformer.inference.metrics import make_compute_metrics
-from vanilla_transformer.training import trainer as trainer_module
+from vanilla_transformer.training import token_batches
 from vanilla_transformer.training.trainer import VanillaTransformerTrainer
 
 
@@ -318,7 +318,7 @@ def test_batches_are_planned_once(tmp_path, tokenizer, dataset, monkeypatch):
             planned.append(self)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(trainer_module, "TokenBatchSampler", Planned)
+    monkeypatch.setattr(token_batches, "TokenBatchSampler", Planned)
     arguments = make_arguments(tmp_path, max_steps=-1, num_train_epochs=2, warmup_steps=0.1)
     trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset)
     steps = trainer.total_steps()

@@ -1,18 +1,14 @@
 """Seq2SeqTrainer with batches by token budget and the paper's label smoothing."""
 
-import copy
-import math
 import shutil
 import time
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from datasets import Dataset
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
@@ -20,8 +16,6 @@ from transformers.trainer_utils import SaveStrategy, SchedulerType, TrainOutput,
 from transformers.training_args import OptimizerNames
 from transformers.utils import SAFE_WEIGHTS_NAME
 
-from ..data.batching import TokenBatchSampler, token_lengths
-from ..data.bpe_dropout import BpeDropoutBatchSampler, BpeDropoutPairs
 from ..data.corpora import Mixture
 from ..data.streaming import TokenStream
 from ..errors import UserError, first_line
@@ -34,7 +28,6 @@ from .checkpoints import (
     commit_checkpoint,
     last_good_checkpoint,
 )
-from .moving_average import AveragingTrainer
 from .recipe import PaperTrainingArguments, set_paper_learning_rate
 from .resuming import (
     SCHEDULE,
@@ -50,14 +43,14 @@ from .resuming import (
     saved_states,
 )
 from .stopping import COMPARED_FROM, MINUTES, EarlyStopping, TimeLimit, find_stop_reason, logged_minutes
+from .token_batches import TokenBatchTrainer
 
 
-class VanillaTransformerTrainer(AveragingTrainer):
+class VanillaTransformerTrainer(TokenBatchTrainer):
     """Seq2SeqTrainer with batches by token budget and the paper's label smoothing.
 
     The stock trainer works with the model as well. This one differs as follows:
-    - Training batches come from `TokenBatchSampler`, from `BpeDropoutBatchSampler` if `train_dataset` is
-      `BpeDropoutPairs`, or from `train_dataset` itself if that is a `TokenStream`.
+    - Training batches have a token budget, see `TokenBatchTrainer`.
     - The model smooths the labels itself, in training only. The loss does not depend on how a batch is split for
       gradient accumulation, and `eval_loss` is the negative log-likelihood.
     - Validation batches have a token budget too, see `EvaluatingTrainer`; the weights may be averaged, see
@@ -99,12 +92,9 @@ class VanillaTransformerTrainer(AveragingTrainer):
         args = PaperTrainingArguments() if args is None else args
         if args.fp16 and args.device.type == "cpu":
             raise UserError("fp16 is set, but on a CPU accelerate trains in float32 all the same; use bf16, or neither")
-        self.mixture = mixture
-        # What the batches were planned for, and they themselves.
-        self._plan: tuple[Any, dict[str, Any], TokenBatchSampler | BpeDropoutBatchSampler] | None = None
         if model is not None:
             self._use_cache = model.config.use_cache
-        super().__init__(model=model, args=args, **kwargs)
+        super().__init__(model=model, args=args, mixture=mixture, **kwargs)
         own_model = cast(PreTrainedModel, self.model)
         own_model.config.use_cache = self._use_cache
         tokenizer: Any = self.processing_class
@@ -123,7 +113,6 @@ class VanillaTransformerTrainer(AveragingTrainer):
         self._fingerprints: dict[str, str | None] = {}  # of the data, once they are needed
         self._changed: set[str] = set()  # settings that differ from those of the checkpoint
         self._compared_from = -1  # step up to which validations were on other data
-        self._sampler: TokenBatchSampler | BpeDropoutBatchSampler | None = None  # of the batches that are trained on
         self._stream_start = (0, 0)  # step at which this part of the run began, and batches taken from the stream then
         self._staging: Path | None = None  # where a checkpoint is being written
         # Source and target tokens of this process since the last log line, and the time of that line.
@@ -146,90 +135,6 @@ class VanillaTransformerTrainer(AveragingTrainer):
         super()._hp_search_setup(trial)
         if takes_paper_rate and self.args.learning_rate is None:
             set_paper_learning_rate(self.args, cast(PreTrainedModel, self.model).config.d_model, self.total_steps())
-
-    # Batches
-
-    def token_batches(self) -> TokenBatchSampler | BpeDropoutBatchSampler:
-        """Return the sampler of the batches of all processes. It depends on `data_seed` (or `seed`) and the epoch.
-
-        Raises:
-            UserError: There is no training data, or a sentence exceeds the token budget.
-        """
-        if self.train_dataset is None:
-            raise UserError("training needs a train_dataset; this trainer was made without one")
-        data = cast(Any, self.train_dataset)
-        settings: dict[str, Any] = {
-            "max_tokens": self.args.per_device_train_tokens,
-            "seed": self.args.seed if self.args.data_seed is None else self.args.data_seed,
-            "num_processes": self.accelerator.num_processes,
-            "mixture": self.mixture,
-        }
-        if self._plan is None or self._plan[0] is not data or self._plan[1] != settings:
-            if isinstance(data, BpeDropoutPairs):
-                self._plan = data, settings, BpeDropoutBatchSampler(data, **settings)  # segments all pairs
-            else:
-                lengths = token_lengths(data, "input_ids"), token_lengths(data, "labels")
-                self._plan = data, settings, TokenBatchSampler(*lengths, **settings)
-        return copy.copy(self._plan[2])  # each has an epoch of its own
-
-    def total_steps(self) -> int:
-        """Return the number of optimizer steps of the whole run.
-
-        Raises:
-            UserError: The run is to last a number of epochs, but its data is a stream.
-        """
-        if self.args.max_steps > 0 or self.train_dataset is None:
-            return self.args.max_steps
-        if isinstance(self.train_dataset, TokenStream):
-            raise UserError("num_train_epochs needs data of a known length, which a stream has not; give max_steps")
-        batches = len(self.token_batches()) // self.accelerator.num_processes
-        return math.ceil(cast(float, self.args.num_train_epochs) * math.ceil(batches / self._accumulation))
-
-    @property
-    def _accumulation(self) -> int:
-        return self.args.gradient_accumulation_steps
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Return this process's batches, a share of `token_batches` or of the stream."""
-        if isinstance(self.train_dataset, TokenStream):
-            # No workers: each would read the whole stream. A separate generator: an iterator draws a seed when it is
-            # created, and a resumed run would draw once more from the generator that dropout uses.
-            return DataLoader(
-                self.train_dataset, batch_size=None, collate_fn=self.data_collator, generator=torch.Generator()
-            )
-        data = cast(Any, self.train_dataset)
-        self._sampler = self.token_batches()
-        loader: DataLoader = DataLoader(
-            self._remove_unused_columns(data, description="training") if isinstance(data, Dataset) else data,
-            batch_sampler=self._sampler,
-            collate_fn=self.data_collator,
-            num_workers=self.args.dataloader_num_workers,
-            pin_memory=self.args.dataloader_pin_memory,
-            persistent_workers=self.args.dataloader_persistent_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
-            multiprocessing_context=getattr(self.args, "dataloader_multiprocessing_context", None),
-            in_order=getattr(self.args, "dataloader_in_order", True),
-        )
-        # accelerate makes batches even by repeating sentences up to one batch size, which our batches do not have. The
-        # number of our batches is a multiple of the number of processes already.
-        dataloader_config = self.accelerator.dataloader_config
-        even_batches, dataloader_config.even_batches = dataloader_config.even_batches, False
-        try:
-            return self.accelerator.prepare(loader)
-        finally:
-            dataloader_config.even_batches = even_batches
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Run the stock epoch, whose number the sampler has to know.
-
-        The stock loop does not reach the sampler behind the two wrappers that it has in a resumed run of several
-        processes.
-        """
-        if self._sampler is not None:
-            self._sampler.set_epoch(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
-
-    # Training
 
     def train(
         self, resume_from_checkpoint: str | bool | None = None, trial: Any = None, ignore_keys_for_eval: Any = None

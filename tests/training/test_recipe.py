@@ -1,6 +1,7 @@
 """The paper's recipe as training arguments."""
 
 import pytest
+import torch
 from training_runs import make_arguments, make_model, make_trainer
 from transformers import (
     Seq2SeqTrainingArguments,
@@ -62,3 +63,9 @@ def test_paper_arguments_can_be_changed(tmp_path):
     assert arguments.gradient_accumulation_steps == 4
     with pytest.raises(UserError, match="diverges without warm-up"):
         paper_arguments("base", str(tmp_path), warmup_steps=0)
+
+
+@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is more than a CPU")
+def test_bfloat16_needs_no_word_that_there_is_only_a_cpu(tmp_path):
+    assert PaperTrainingArguments(output_dir=str(tmp_path), bf16=True).use_cpu
+    assert not PaperTrainingArguments(output_dir=str(tmp_path)).use_cpu

@@ -134,8 +134,9 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
             self.greater_is_better = metric_name(self.metric_for_best_model) not in LOWER_IS_BETTER
         if self.load_best_model_at_end is None:
             self.load_best_model_at_end = "no" not in (self.eval_strategy, self.save_strategy)
-        if "LOCAL_RANK" in os.environ and not torch.accelerator.is_available():
-            self.use_cpu = True  # else accelerate does not connect the processes, and each trains by itself
+        if (self.bf16 or "LOCAL_RANK" in os.environ) and not torch.accelerator.is_available():
+            # Else transformers refuses bf16, and accelerate does not connect the processes: each trains by itself.
+            self.use_cpu = True
         super().__post_init__()
         check_combinations(self)
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()

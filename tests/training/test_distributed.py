@@ -98,20 +98,6 @@ def test_two_processes_resume_with_the_options_of_before(tmp_path, one_process, 
     assert_equal_weights(one_process / "checkpoint-4", tmp_path / "run" / "checkpoint-4")
 
 
-@pytest.mark.skipif(
-    version.parse(torch.__version__) < version.parse("2.7"), reason="torch below 2.7 can't load an optimizer onto cpu:0"
-)
-def test_two_processes_resume_in_the_middle_of_a_later_epoch(tmp_path):
-    """A resumed sampler has one wrapper more, behind which nobody told it the epoch."""
-    few = ["--max_train_samples", "40", "--max_steps", "7", "--save_steps", "5", "--eval_strategy", "no"]
-    train(tmp_path / "whole", *few, processes=2)
-    state = json.loads((tmp_path / "whole" / "checkpoint-5" / "trainer_state.json").read_text())
-    assert state["epoch"] > 1 and state["epoch"] % 1
-    shutil.copytree(tmp_path / "whole" / "checkpoint-5", tmp_path / "parts" / "checkpoint-5")
-    train(tmp_path / "parts", "--resume_from_checkpoint", processes=2, recipe=())
-    assert_equal_weights(tmp_path / "whole" / "checkpoint-7", tmp_path / "parts" / "checkpoint-7")
-
-
 def test_two_processes_share_a_stream(tmp_path):
     stream = "--streaming --shuffle_buffer_size 50 --max_source_length 100 --max_target_length 100".split()
     stream += "--bpe_dropout 0.2 --ema_decay 0.5 --max_minutes 999".split()  # the same in each process

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from datasets import Dataset
+from torch.utils.data import DataLoader
 from training_runs import (
     SENTENCES,
     Press,
@@ -269,6 +271,31 @@ def test_streams_of_other_pairs_limits_or_buffers_have_other_fingerprints(tokeni
 def test_resume_from_checkpoint_false_starts_a_new_run(tmp_path, tokenizer, dataset):
     trainer = make_trainer(make_model(tokenizer), make_arguments(tmp_path, max_steps=1), tokenizer, dataset)
     assert trainer.train(resume_from_checkpoint=False).global_step == 1
+
+
+def test_one_of_two_processes_is_resumed_in_the_epoch_that_it_was_in(tmp_path, tokenizer, dataset):
+    """There a resumed sampler has one wrapper more, and the stock loop does not tell it the epoch."""
+
+    def train(folder: Path, steps: int = 12, resume: bool = False) -> None:
+        arguments = make_arguments(folder, max_steps=12, save_strategy="steps", save_steps=4, save_total_limit=None)
+        model = make_model(tokenizer, dropout=0.2)
+        trainer = make_trainer(model, arguments, tokenizer, dataset, callbacks=[StopAt(steps)])
+        prepare = trainer.accelerator.prepare
+
+        def prepare_a_share(*objects, **kwargs):
+            if not isinstance(objects[0], DataLoader):
+                return prepare(*objects, **kwargs)
+            return prepare_data_loader(objects[0], num_processes=2, process_index=1, even_batches=False)
+
+        trainer.accelerator.prepare = prepare_a_share
+        trainer.train(resume_from_checkpoint=resume)
+
+    train(tmp_path / "whole")
+    state = json.loads((tmp_path / "whole" / "checkpoint-8" / "trainer_state.json").read_text())
+    assert state["epoch"] > 1 and state["epoch"] % 1
+    train(tmp_path / "parts", steps=8)
+    train(tmp_path / "parts", resume=True)
+    assert equal_weights(tmp_path / "whole" / "checkpoint-12", tmp_path / "parts" / "checkpoint-12")
 
 
 @pytest.mark.parametrize("corpora", [1, 2], ids=["one corpus", "two corpora"])

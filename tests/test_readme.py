@@ -13,9 +13,7 @@ from vanilla_transformer.cli import COMMANDS
 from vanilla_transformer.data.numbers import number_pairs
 
 ROOT = Path(__file__).parents[1]
-FEW_STEPS = (
-    "--max_steps 5 --eval_steps 1 --save_steps 1 --max_train_samples 200 --max_eval_samples 2 --max_length_ratio 99"
-)
+FEW_STEPS = "--max_steps 5 --eval_steps 5 --max_train_samples 200 --max_eval_samples 2 --max_length_ratio 99"
 
 SMALL_BENCHMARKS = {
     "benchmarks/training.py": (
@@ -112,7 +110,9 @@ def with_options(command: str, options: str) -> str:
 def run(command: str, folder: Path) -> str:
     """Run a command line of the form `[cat FILE |] COMMAND [> FILE]`; returns what it printed."""
     if "vanilla-transformer train " in command or "scripts/benchmarks/reproduce_multi30k.py" in command:
-        command += f" {FEW_STEPS}"
+        # A checkpoint where there is a validation, unless several are to be averaged.
+        is_averaged = "--load_best_model_at_end False" in command or "reproduce_multi30k" in command
+        command += f" {FEW_STEPS} --save_steps {1 if is_averaged else 5}"
     for script, flags in SMALL_BENCHMARKS.items():
         if f"scripts/{script}" in command:
             command = with_options(command, flags)

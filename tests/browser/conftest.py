@@ -4,7 +4,9 @@ CHROMIUM is the path of the browser, by default what is installed; without one t
 folder with a trained model, by default one like the demo's, trained for a minute.
 """
 
+import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +23,7 @@ FLAGS = (
     "--disable-component-update --disable-sync"
 ).split()
 SIZES = {"wide": {"width": 1440, "height": 900}, "narrow": {"width": 390, "height": 844}}
+PAYLOAD = re.compile(r'(?<=<script type="application/json" id="payload">).*(?=</script>)')
 # As in the Makefile's demo, with fewer steps.
 TRAINING = (
     "train --preset tiny --config_overrides encoder_layers=2,decoder_layers=2,dropout=0 --label_smoothing_factor 0 "
@@ -55,6 +58,25 @@ def page_file(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
+@pytest.fixture
+def changed_page(page_file: Path, tmp_path: Path) -> Callable[..., Path]:
+    """The same page, as if config or generation config had other values; the weights stay."""
+
+    def give(**changes: dict[str, Any]) -> Path:
+        document = page_file.read_text(encoding="utf-8")
+        found = PAYLOAD.search(document)
+        assert found
+        payload = json.loads(found[0])
+        for part, values in changes.items():
+            payload[part] |= values
+        path = tmp_path / "changed.html"
+        data = json.dumps(payload).replace("<", "\\u003c")
+        path.write_text(f"{document[: found.start()]}{data}{document[found.end() :]}", encoding="utf-8")
+        return path
+
+    return give
+
+
 @pytest.fixture(scope="session")
 def browser(chromium: str) -> Iterator[Browser]:
     with sync_playwright() as playwright:
@@ -66,20 +88,23 @@ def browser(chromium: str) -> Iterator[Browser]:
 @pytest.fixture
 def open_page(browser: Browser, page_file: Path) -> Iterator[Callable[..., Page]]:
     """Open the page with the network off. Whatever it then asks for or complains about fails the test."""
-    contexts, faults = [], []
+    contexts, faults, opened = [], [], set()
 
     def note_request(request: Request) -> None:
-        if request.url != page_file.as_uri() and not request.url.startswith("data:"):
+        if request.url not in opened and not request.url.startswith("data:"):
             faults.append(f"request: {request.url}")
 
-    def give(size: str = "wide", scheme: str = "light", language: str = "en", **options: Any) -> Page:
+    def give(
+        size: str = "wide", scheme: str = "light", language: str = "en", file: Path = page_file, **options: Any
+    ) -> Page:
         context = browser.new_context(viewport=SIZES[size], color_scheme=scheme, offline=True, **options)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: faults.append(f"console: {message.type}: {message.text}"))
         page.on("pageerror", lambda error: faults.append(f"error: {error}"))
         page.on("request", note_request)
-        page.goto(page_file.as_uri())
+        opened.add(file.as_uri())
+        page.goto(file.as_uri())
         if language != "en":
             choose(page, f"language-{language}")
         draw_all(page)
@@ -118,3 +143,18 @@ def write(page: Page, sentence: str) -> None:
     """Type a sentence in place of the one that is there."""
     page.locator("[data-key='sentence']").fill(sentence)
     draw_all(page)
+
+
+def read_payload(page: Page) -> dict[str, Any]:
+    return json.loads(page.locator("#payload").text_content() or "")
+
+
+def numbers(texts: list[str]) -> list[float]:
+    """Read numbers as the page writes them."""
+    return [float(text.replace("−", "-").replace("∞", "inf")) for text in texts]
+
+
+def column(page: Page, table: str, place: int) -> list[str]:
+    """The texts of a column of a table's body, whose first column is 1."""
+    cells = page.locator(f"{table} tbody tr > :nth-child({place})")
+    return [text.strip() for text in cells.all_inner_texts()]

@@ -1,13 +1,12 @@
 """The page computes in the browser what the model computes in Python, and every control changes what it says."""
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import choose, draw_all, press, slide, write
+from conftest import choose, column, draw_all, numbers, press, read_payload, slide, write
 from playwright.sync_api import Page, expect
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -32,17 +31,6 @@ def model(model_folder: Path):
 @pytest.fixture(scope="module")
 def tokenizer(model_folder: Path):
     return AutoTokenizer.from_pretrained(model_folder)
-
-
-def numbers(texts: list[str]) -> list[float]:
-    """Read numbers as the page writes them."""
-    return [float(text.replace("−", "-").replace("∞", "inf")) for text in texts]
-
-
-def column(page: Page, table: str, place: int) -> list[str]:
-    """The texts of a column of a table's body, whose first column is 1."""
-    cells = page.locator(f"{table} tbody tr > :nth-child({place})")
-    return [text.strip() for text in cells.all_inner_texts()]
 
 
 def test_translation_is_that_of_translate(open_page: Callable[..., Page], model, tokenizer) -> None:
@@ -196,7 +184,7 @@ def test_later_positions_are_at_minus_infinity(open_page: Callable[..., Page]) -
 
 def test_the_example_of_the_search_is_explained(open_page: Callable[..., Page], page_file: Path) -> None:
     page = open_page()
-    example = json.loads(page.locator("#payload").text_content())["searchExample"]
+    example = read_payload(page)["searchExample"]
     if example is None:
         pytest.skip("the command found no such sentence for this model")
     press(page, "load-example")
@@ -212,7 +200,7 @@ def test_the_example_of_the_search_is_explained(open_page: Callable[..., Page], 
 
 def test_the_smallest_training_goes_from_random_to_right(open_page: Callable[..., Page]) -> None:
     page = open_page(reduced_motion="reduce")
-    classic = json.loads(page.locator("#payload").text_content())["classic"]
+    classic = read_payload(page)["classic"]
     right = classic["vocabulary"].index(classic["targets"][0])
     for step in (0, len(classic["steps"]) - 1):
         slide(page, "classic-step", step)
@@ -238,7 +226,7 @@ def test_the_training_is_played_and_stopped(open_page: Callable[..., Page]) -> N
 @pytest.mark.parametrize("language", ["en", "ko"])
 def test_each_formula_opens_the_source_that_computes_it(open_page: Callable[..., Page], language: str) -> None:
     page = open_page(language=language)
-    sources = json.loads(page.locator("#payload").text_content())["sources"]
+    sources = read_payload(page)["sources"]
     for key in FORMULAS:
         button = page.locator(f"button[data-source='{key}']").first
         button.click()

@@ -153,7 +153,7 @@ def test_the_keyboard_works_the_page(open_page: Callable[..., Page]) -> None:
     page.locator("[data-key='output-1']").focus()
     page.keyboard.press("Space")
     draw_all(page)
-    assert page.locator(".forced").count() == 2
+    assert page.locator(".forced").count() == 1
     page.locator("[data-key='tree']").focus()
     texts = []
     for key in ("ArrowRight", "ArrowDown", "ArrowRight"):

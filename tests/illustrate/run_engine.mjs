@@ -4,11 +4,12 @@
 import { readFileSync } from "node:fs";
 
 const { page, jobs } = JSON.parse(readFileSync(0, "utf8"));
-const load = (name) => import(new URL(`engine/${name}.js`, page));
-const { ACTIVATIONS } = await load("activations");
-const { loadModel } = await load("weights");
-const { search } = await load("search");
-const { Tokenizer } = await load("tokenizer");
+const load = (name) => import(new URL(`${name}.js`, page));
+const { ACTIVATIONS } = await load("engine/activations");
+const { loadModel } = await load("engine/weights");
+const { search } = await load("engine/search");
+const { Tokenizer } = await load("engine/tokenizer");
+const { Store } = await load("ui/store");
 
 const RUN = {
   activations: ({ values }) =>
@@ -49,6 +50,15 @@ const RUN = {
         return { ...found, nearest: nearestDecision(found) };
       }),
     );
+  },
+
+  press({ payload, weights, sentence, presses }) {
+    const given = { ...payload, sentence, maxTokens: Infinity };
+    const store = new Store(loadModel(payload, weights), new Tokenizer(payload.tokenizer), given);
+    return presses.map(([step, token]) => {
+      store.force(step, token);
+      return { ids: store.written.ids, pressed: Array.from(store.pressed) };
+    });
   },
 };
 

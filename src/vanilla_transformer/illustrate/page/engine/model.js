@@ -127,6 +127,11 @@ export class Model {
 
   // 3.5 Positional encoding
 
+  /** The position of a sentence's first token. */
+  get firstPosition() {
+    return this.config.position_convention === "fairseq" ? this.config.pad_token_id + 1 : 0;
+  }
+
   /**
    * PE(pos, 2i) = sin(pos / 10000^(2i/d_model)), PE(pos, 2i+1) = cos(...) for `length` positions: first,
    * first + stride, and so on.
@@ -134,14 +139,13 @@ export class Model {
    * The convention "fairseq" counts from pad_token_id + 1 and divides by d_model - 2.
    */
   positions(length, first = 0, stride = 1) {
-    const { d_model, position_convention, pad_token_id } = this.config;
-    const fairseq = position_convention === "fairseq";
-    const width = fairseq ? d_model - 2 : d_model;
+    const { d_model, position_convention } = this.config;
+    const width = position_convention === "fairseq" ? d_model - 2 : d_model;
     const encoding = zeros(length, d_model);
     for (let even = 0; even < d_model; even += 2) {
       const frequency = Math.fround(Math.exp(Math.fround((even * -Math.log(10000)) / width)));
       for (let i = 0; i < length; i++) {
-        const position = first + i * stride + (fairseq ? pad_token_id + 1 : 0);
+        const position = this.firstPosition + first + i * stride;
         const angle = Math.fround(position * frequency);
         encoding.data[i * d_model + even] = Math.sin(angle);
         encoding.data[i * d_model + even + 1] = Math.cos(angle);

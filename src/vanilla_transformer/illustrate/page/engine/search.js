@@ -72,7 +72,7 @@ export function search(model, sourceIds, options = {}) {
 }
 
 /** How many tokens may be generated: at most 50 more than the source has (section 6.1), or a smaller limit. */
-function lengthLimit(generation, sourceLength, maxNewTokens) {
+export function lengthLimit(generation, sourceLength, maxNewTokens) {
   const limit = maxNewTokens ?? generation.max_new_tokens ?? Infinity;
   return Math.min(limit, sourceLength + generation.tokens_beyond_source);
 }

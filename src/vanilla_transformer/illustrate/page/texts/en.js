@@ -77,6 +77,10 @@ export default {
   "vectors.embedding.text":
     "Each token has a row of {d} numbers in the **embedding matrix** *E*, learned in training; {d} is *d*_model, the width of the model. The row is multiplied by √*d*_model = {root}, so that it is not drowned by what comes next: a vector that says where in the sentence the token stands, the **positional encoding**. Their sum *x* enters the first layer.\n\n" +
     "In a strip each bar is one dimension. The table works out the first four.",
+  "vectors.unscaled.title": "Embedding plus position",
+  "vectors.unscaled.text":
+    "Each token has a row of {d} numbers in the **embedding matrix** *E*, learned in training; {d} is *d*_model, the width of the model. Added to it is a vector that says where in the sentence the token stands, the **positional encoding**. Their sum *x* enters the first layer. In the paper the row is first multiplied by √*d*_model, so that it is not drowned by the position; this model does without.\n\n" +
+    "In a strip each bar is one dimension. The table works out the first four.",
   "vectors.embedding.row": "row of E",
   "vectors.embedding.scaled": "× {root} (√d)",
   "vectors.embedding.position": "+ position {position}",
@@ -87,6 +91,8 @@ export default {
   "vectors.positions.text":
     "The position *t* is written as sines and cosines. Dimensions 0 and 1 turn fast, by a whole radian from word to word; each next pair turns more slowly, the last about ten thousand times so. It is like the hands of a clock: together they give each position a pattern of its own, and the same step forward is the same turn wherever it begins, so the model can learn to look “three words back”.\n\n" +
     "In the picture each line is a position, with its sines on the left and its cosines on the right (in the vector they alternate). Wide bars are positive, thin bars negative, and the higher a bar the larger the value; the frame marks the chosen word. Below, move the slider to see one pair of dimensions along the sentence.",
+  "vectors.positions.fairseq":
+    "This model counts as fairseq does: the first token stands at *t* = `pad_token_id` + 1 = {first}, and *d*_model − 2 takes the place of *d*_model.",
   "vectors.positions.picture": "Positional encoding: a line for each position, a column for each dimension",
   "vectors.positions.hint": "Framed: position {position}, “{word}”. Point at a value or use the arrow keys.",
   "vectors.positions.value": "position {position}, dimension {dimension}: {value}",
@@ -188,6 +194,7 @@ export default {
   "sublayers.strips": "“{word}” before and after the sub-layer: {subLayer}",
   "sublayers.hidden": "{count} inner numbers",
   "sublayers.active": "{active} of the {count} are above zero for {word}; the others are switched off.",
+  "sublayers.positive": "{active} of the {count} are above zero for {word}.",
   "sublayers.changes": "What each sub-layer of the encoder did to “{word}”",
   "sublayers.column": "sub-layer",
   "sublayers.share": "length of addition ÷ of input",
@@ -289,7 +296,7 @@ export default {
     "The loss is the **cross-entropy** between the target *q* and the prediction *p*: the surprise *−log p* of each word, weighed by the target. At random it is near the logarithm of the number of words. With a smoothed target it can't fall to 0; the dashed line is the lowest value there is, reached where the prediction equals the target.",
   "training.run.title": "Your own run",
   "training.run.text":
-    "This is the same for the model of this page: its loss on the training data and on sentences that it was not trained on. While both fall, it learns something general. If only the first one falls, it learns by heart. BLEU measures how well the translations of the unseen sentences agree with the references.",
+    "This is the same for the model of this page: its loss on the training data and on sentences that it was not trained on. While both fall, it learns something general. If only the first one falls, it learns by heart. Compare how the curves fall, not how high they lie: the training loss is that with dropout, and against the smoothed target if the run used label smoothing; the validation loss is without either. BLEU measures how well the translations of the unseen sentences agree with the references.",
   "training.step": "Training step",
   "training.at": "{step} (loss {loss})",
   "training.play": "Play",

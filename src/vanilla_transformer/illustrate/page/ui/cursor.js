@@ -11,6 +11,8 @@ const MOVES = {
   PageDown: [5, 0],
 };
 
+let chosen = null; // {key, place}: choosing a row draws the picture anew, and the cursor stays where it was
+
 // Make `area` such a picture.
 //   rows, cols   how many values there are; cols may be a function of the row
 //   locate       pointer event -> [row, column], or null outside
@@ -25,12 +27,18 @@ export function addCursor(
 ) {
   const readout = h("output", { class: "readout", id: newId("readout"), "aria-live": "polite" }, hint);
   const columns = typeof cols === "function" ? cols : () => cols;
-  let [r, c] = start;
+  const { key } = area.dataset;
+  let [r, c] = key !== undefined && chosen?.key === key ? chosen.place : start;
   const show = (row, column) => {
     [r, c] = [row, column];
     readout.textContent = describe(r, c);
     readout.classList.add("filled");
     mark(r, c);
+  };
+  const pick = (...place) => {
+    chosen = { key, place };
+    choose(...place);
+    chosen = null;
   };
   const leave = () => {
     if (document.activeElement === area) return;
@@ -51,21 +59,23 @@ export function addCursor(
       show(row, Math.min(Math.max(c + right, 0), columns(row) - 1));
     } else if (event.key === "Home") show(r, 0);
     else if (event.key === "End") show(r, columns(r) - 1);
-    else if (choose && (event.key === "Enter" || event.key === " ")) choose(r, c);
+    else if (choose && (event.key === "Enter" || event.key === " ")) pick(r, c);
     else return;
     event.preventDefault();
   });
   area.addEventListener("focus", () => show(Math.min(r, rows - 1), Math.min(c, columns(Math.min(r, rows - 1)) - 1)));
   area.addEventListener("blur", leave);
-  area.addEventListener("pointermove", (event) => {
-    const place = locate(event);
-    if (place) show(...place);
-  });
+  for (const name of ["pointerdown", "pointermove"]) {
+    area.addEventListener(name, (event) => {
+      const place = locate(event);
+      if (place) show(...place);
+    });
+  }
   area.addEventListener("pointerleave", leave);
   if (choose) {
     area.addEventListener("click", (event) => {
       const place = locate(event);
-      if (place) choose(...place);
+      if (place) pick(...place);
     });
   }
   return readout;

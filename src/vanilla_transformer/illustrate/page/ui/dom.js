@@ -30,17 +30,53 @@ export function math(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(MATH, tag), attributes, children);
 }
 
-// Redraw a container and give the focus back to the element with the same data-key.
+let dragged = null; // a slider; one that is replaced under the pointer no longer follows it
+const postponed = new Map(); // containers of the slider, with what they will hold once it is let go
+
+function letGo() {
+  dragged = null;
+  const waiting = [...postponed];
+  postponed.clear();
+  for (const [container, children] of waiting) redraw(container, children);
+}
+
+const letGoLater = () => setTimeout(letGo); // not before the browser has done what it does at the end of a drag
+
+// From now on sliders stay in their places while the pointer drags them.
+export function keepDraggedSliders() {
+  addEventListener("pointerdown", ({ target }) => {
+    letGo();
+    dragged = target.closest("input[type=range]");
+    dragged?.addEventListener("change", letGoLater);
+  });
+  for (const end of ["pointerup", "pointercancel"]) addEventListener(end, letGoLater);
+}
+
+// Redraw a container: scrolled boxes stay scrolled and opened tables open, and the focus goes to the element with the
+// same data-key, or to the part where that is gone.
 export function redraw(container, ...children) {
+  if (container.contains(dragged)) {
+    postponed.set(container, children);
+    return;
+  }
   const active = document.activeElement;
   const key = container.contains(active) ? active.closest("[data-key]")?.dataset.key : undefined;
+  const opened = [...container.querySelectorAll("[data-open][open]")].map((details) => details.dataset.open);
   const scrolled = [...container.querySelectorAll("[data-scroll]")].map((box) => [box.dataset.scroll, box.scrollLeft]);
   container.replaceChildren(...children.flat(Infinity).filter(Boolean));
+  for (const name of opened) {
+    const details = container.querySelector(`[data-open="${name}"]`);
+    if (!details) continue;
+    details.open = true;
+    details.dispatchEvent(new Event("toggle")); // the browser's own comes after the next frame: too late to fill it
+  }
   for (const [name, left] of scrolled) {
     const box = container.querySelector(`[data-scroll="${name}"]`);
     if (box) box.scrollLeft = left;
   }
-  if (key !== undefined) container.querySelector(`[data-key="${CSS.escape(key)}"]`)?.focus({ preventScroll: true });
+  if (key === undefined) return;
+  const same = container.querySelector(`[data-key="${CSS.escape(key)}"]`);
+  (same ?? container.closest(".part"))?.focus({ preventScroll: true });
 }
 
 let lastId = 0;

@@ -27,18 +27,18 @@ const dModel = () => sub(i("d"), word("model"));
 const dKey = () => sub(i("d"), i("k"));
 
 const FORMULAS = {
-  embedding: () =>
+  embedding: ({ scale_embedding }) =>
     row(
       sub(i("x"), i("t")),
       o("="),
       sub(i("E"), sub(i("w"), i("t"))),
-      o("·"),
-      root(dModel()),
+      scale_embedding && row(o("·"), root(dModel())),
       o("+"),
       sub(i("PE"), i("t")),
     ),
-  positions: () => {
-    const angle = () => over(i("t"), sup(n("10000"), row(n("2"), i("i"), o("/"), dModel())));
+  positions: ({ position_convention }) => {
+    const width = () => (position_convention === "fairseq" ? paren(dModel(), o("−"), n("2")) : dModel());
+    const angle = () => over(i("t"), sup(n("10000"), row(n("2"), i("i"), o("/"), width())));
     return lines(
       [sub(i("PE"), row(i("t"), o(","), n("2"), i("i"))), o("="), upright("sin"), angle()],
       [sub(i("PE"), row(i("t"), o(","), n("2"), i("i"), o("+"), n("1"))), o("="), upright("cos"), angle()],
@@ -68,7 +68,7 @@ const FORMULAS = {
         sup(i("W"), i("O")),
       ],
     ),
-  feedForward: (activation) =>
+  feedForward: ({ activation_function: activation }) =>
     row(
       call("FFN", i("x")),
       o("="),
@@ -142,9 +142,9 @@ const FORMULAS = {
   loss: () => row(i("L"), o("="), o("−"), sum(i("w")), i("q"), paren(i("w")), upright("log"), i("p"), paren(i("w"))),
 };
 
-// The formula of a key of payload.sources, and what opens its source. `argument` goes to the formula.
-export function formula(key, { texts, payload }, argument) {
-  const drawn = FORMULAS[key] && math("math", { display: "block" }, FORMULAS[key](argument));
+// The formula of a key of payload.sources as the model computes it, and what opens its source.
+export function formula(key, { texts, payload }) {
+  const drawn = FORMULAS[key] && math("math", { display: "block" }, FORMULAS[key](payload.config));
   return h(
     "div",
     { class: "formula" },

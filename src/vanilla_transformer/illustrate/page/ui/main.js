@@ -5,7 +5,7 @@ import { loadModel } from "#page/engine/weights.js";
 import english from "#page/texts/en.js";
 import korean from "#page/texts/ko.js";
 import { choice } from "#page/ui/controls.js";
-import { h, newId, redraw } from "#page/ui/dom.js";
+import { h, keepDraggedSliders, newId, redraw } from "#page/ui/dom.js";
 import { count } from "#page/ui/numbers.js";
 import { overview } from "#page/ui/overview.js";
 import { attentionPart } from "#page/ui/part_attention.js";
@@ -43,6 +43,7 @@ const EVERYTHING = [
   "classicStep",
   "playing",
 ];
+const TRANSLATING = ["text", "numBeams", "lengthPenalty"]; // what the translation in the bar depends on
 const NEAR = "300px"; // parts that are this near to the screen are drawn at once, the others when there is time
 
 class Page {
@@ -55,6 +56,7 @@ class Page {
 
   // Everything anew, in the current language.
   build() {
+    for (const part of this.parts) part.leave?.();
     const texts = new Texts(this.language, LANGUAGES[this.language]);
     document.documentElement.lang = this.language;
     document.title = texts.t("page.title");
@@ -114,10 +116,7 @@ class Page {
 
   // Draw what a new sentence changes, and measure how long it takes until it is on the screen.
   typed(text, time) {
-    this.change(() => {
-      this.store.setText(text);
-      this.bar.show();
-    }, ["text"]);
+    this.change(() => this.store.setText(text), ["text"]);
     requestAnimationFrame(() => {
       const { port1, port2 } = new MessageChannel();
       port1.onmessage = () =>
@@ -132,6 +131,7 @@ class Page {
 
   change(act, keys) {
     act();
+    if (keys.some((key) => TRANSLATING.includes(key))) this.bar.show();
     for (const part of this.parts) for (const key of keys) if (part.uses.includes(key)) part.changed.add(key);
     this.drawSome(this.parts.filter((part) => this.near.has(part.element)));
     this.drawLater();
@@ -280,4 +280,5 @@ function pageFoot({ texts }) {
 
 const payload = JSON.parse(document.getElementById("payload").textContent);
 const model = loadModel(payload, document.getElementById("weights").textContent);
+keepDraggedSliders();
 new Page(document.getElementById("page"), new Store(model, new Tokenizer(payload.tokenizer), payload));

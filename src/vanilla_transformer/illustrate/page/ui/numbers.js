@@ -2,7 +2,8 @@
 
 const MINUS = "−";
 
-function fixed(value, digits) {
+// A value with as many decimals.
+export function fixed(value, digits) {
   if (Number.isNaN(value)) return "–";
   if (!Number.isFinite(value)) return value > 0 ? "∞" : `${MINUS}∞`;
   const text = Math.abs(value).toFixed(digits);

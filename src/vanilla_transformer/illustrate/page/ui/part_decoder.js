@@ -19,6 +19,8 @@ export function decoderPart(ctx) {
   const { config } = store.model;
   const values = { vocabulary: count(config.vocab_size), d: count(config.d_model) };
   const controls = slot("controls sticky-controls decoder-controls");
+  const [stepper, text] = [slot("stepper"), slot()];
+  controls.append(stepper, text);
   const [masked, looking, output] = [slot(), slot(), slot()];
   const [maskedControls, lookingControls] = [slot("controls"), slot("controls")];
   const element = section(
@@ -42,7 +44,8 @@ export function decoderPart(ctx) {
       const { written } = store;
       const step = Math.min(store.choices.step, written.trace.ids.length - 1);
       const layer = written.trace.layers[store.choices.decoderLayer];
-      redraw(controls, stepControls(ctx, written, step));
+      redraw(stepper, stepControls(ctx, written, step));
+      redraw(text, writtenText(ctx, written, step));
       redraw(
         maskedControls,
         numberChoice(ctx, "decoderLayer", "choose.layer", config.decoder_layers),
@@ -74,9 +77,8 @@ function layerRepeated({ store, texts, set }, layers) {
   });
 }
 
-function stepControls({ store, texts, set, unforce }, { ids, pieces, trace }, step) {
-  const last = trace.ids.length - 1;
-  const written = h(
+function writtenText({ store, texts }, { ids, pieces }, step) {
+  return h(
     "ol",
     { class: "written", "aria-label": texts.t("decoder.written") },
     h("li", { class: "past" }, token(store.tokenizer.pieces([store.start])[0])),
@@ -85,7 +87,7 @@ function stepControls({ store, texts, set, unforce }, { ids, pieces, trace }, st
         "li",
         { class: i < step ? "past" : i === step ? "next" : "future", "aria-current": i === step ? "step" : undefined },
         token(pieces[i]),
-        i < store.forced.length &&
+        store.pressed.has(i) &&
           h(
             "span",
             { class: "forced", title: texts.t("decoder.forced") },
@@ -95,32 +97,31 @@ function stepControls({ store, texts, set, unforce }, { ids, pieces, trace }, st
       ),
     ),
   );
+}
+
+function stepControls({ store, texts, set, unforce }, { trace }, step) {
+  const last = trace.ids.length - 1;
   return [
-    h(
-      "div",
-      { class: "stepper" },
-      button(texts.t("decoder.previous"), () => set({ step: Math.max(step - 1, 0) }), {
-        key: "decoder-previous",
-        "aria-disabled": step === 0 ? "true" : undefined,
-      }),
-      button(texts.t("decoder.next"), () => set({ step: Math.min(step + 1, last) }), {
-        key: "decoder-next",
-        "aria-disabled": step === last ? "true" : undefined,
-      }),
-      slider(
-        texts.t("decoder.step"),
-        {
-          min: 0,
-          max: last,
-          value: step,
-          format: (i) => texts.t("decoder.of", { step: i + 1, last: last + 1 }),
-          key: "decoder-step",
-        },
-        (chosen) => set({ step: chosen }),
-      ),
-      store.forced.length > 0 && button(texts.t("decoder.reset"), unforce, { key: "decoder-reset" }),
+    button(texts.t("decoder.previous"), () => set({ step: Math.max(step - 1, 0) }), {
+      key: "decoder-previous",
+      "aria-disabled": step === 0 ? "true" : undefined,
+    }),
+    button(texts.t("decoder.next"), () => set({ step: Math.min(step + 1, last) }), {
+      key: "decoder-next",
+      "aria-disabled": step === last ? "true" : undefined,
+    }),
+    slider(
+      texts.t("decoder.step"),
+      {
+        min: 0,
+        max: last,
+        value: step,
+        format: (i) => texts.t("decoder.of", { step: i + 1, last: last + 1 }),
+        key: "decoder-step",
+      },
+      (chosen) => set({ step: chosen }),
     ),
-    written,
+    store.pressed.size > 0 && button(texts.t("decoder.reset"), unforce, { key: "decoder-reset" }),
   ];
 }
 

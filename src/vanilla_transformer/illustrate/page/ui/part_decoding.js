@@ -4,7 +4,7 @@ import { button, slider } from "#page/ui/controls.js";
 import { h, redraw } from "#page/ui/dom.js";
 import { formula } from "#page/ui/formulas.js";
 import { shorten, token, visible } from "#page/ui/labels.js";
-import { probability } from "#page/ui/numbers.js";
+import { fixed, probability } from "#page/ui/numbers.js";
 import { block, section, slot } from "#page/ui/section.js";
 import { scrollable } from "#page/ui/strips.js";
 import { barCell, table } from "#page/ui/tables.js";
@@ -13,6 +13,7 @@ import { lengthPenaltyOf } from "#page/engine/search.js";
 
 const MOST_BEAMS = 8;
 const MOST_PENALTY = 2;
+const MOST_DECIMALS = 6; // of a length penalty
 
 export function decodingPart(ctx) {
   const { store, texts } = ctx;
@@ -60,23 +61,34 @@ export function decodingPart(ctx) {
 const pieceOf = (store) => (id) => store.tokenizer.pieces([id])[0];
 const textOf = (store, ids) => h("bdi", { class: "translation" }, store.tokenizer.decode(ids) || "∅");
 
-function searchControls({ store, texts, set }) {
+// How many decimals a value has, one at least.
+function decimalsOf(value) {
+  let decimals = 1;
+  while (decimals < MOST_DECIMALS && Number(value.toFixed(decimals)) !== value) decimals += 1;
+  return decimals;
+}
+
+// The sliders reach the settings of the model's generation config, wherever these are.
+function searchControls({ store, texts, set, payload }) {
   const { numBeams, lengthPenalty, numResults } = store.choices;
+  const own = payload.generation;
+  const decimals = decimalsOf(own.length_penalty);
+  const mostBeams = Math.max(MOST_BEAMS, own.num_beams);
   return [
-    slider(texts.t("decoding.numBeams"), { min: 1, max: MOST_BEAMS, value: numBeams, key: "numBeams" }, (value) =>
+    slider(texts.t("decoding.numBeams"), { min: 1, max: mostBeams, value: numBeams, key: "numBeams" }, (value) =>
       set({ numBeams: value, numResults: Math.min(numResults, value) }),
     ),
     slider(
       texts.t("decoding.lengthPenalty"),
       {
-        min: 0,
-        max: MOST_PENALTY,
-        step: 0.1,
+        min: Math.min(0, own.length_penalty),
+        max: Math.max(MOST_PENALTY, own.length_penalty),
+        step: 10 ** -decimals,
         value: lengthPenalty,
-        format: (value) => value.toFixed(1),
+        format: (value) => fixed(value, decimals),
         key: "lengthPenalty",
       },
-      (value) => set({ lengthPenalty: Math.round(value * 10) / 10 }),
+      (value) => set({ lengthPenalty: Number(value.toFixed(decimals)) }),
     ),
     slider(texts.t("decoding.numResults"), { min: 1, max: numBeams, value: numResults, key: "numResults" }, (value) =>
       set({ numResults: value }),

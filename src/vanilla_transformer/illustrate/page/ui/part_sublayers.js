@@ -8,6 +8,8 @@ import { block, numberChoice, section, slot, wordChoice } from "#page/ui/section
 import { strips } from "#page/ui/strips.js";
 import { barCell, table } from "#page/ui/tables.js";
 
+const SWITCHES_OFF = ["relu", "relu2", "relu6"]; // activations that are 0 wherever they are not positive
+
 export function sublayersPart(ctx) {
   const { store, texts } = ctx;
   const { config } = store.model;
@@ -28,13 +30,7 @@ export function sublayersPart(ctx) {
       { values, formulas: [formula("residual", ctx), formula("layerNorm", ctx)] },
       first,
     ),
-    block(
-      "sublayers.feedForward",
-      texts,
-      { values, formulas: formula("feedForward", ctx, config.activation_function) },
-      hidden,
-      second,
-    ),
+    block("sublayers.feedForward", texts, { values, formulas: formula("feedForward", ctx) }, hidden, second),
     block("sublayers.change", texts, { values }, changes),
   );
   return {
@@ -80,13 +76,14 @@ function residualPicture({ store, texts }, residual, kind) {
 function hiddenPicture({ store, texts }, { hidden }) {
   const values = row(hidden, store.choices.word);
   const active = values.reduce((sum, value) => sum + (value > 0 ? 1 : 0), 0);
+  const switchesOff = SWITCHES_OFF.includes(store.model.config.activation_function);
   const name = texts.t("sublayers.hidden", { count: count(values.length) });
   return [
     strips([{ label: name, name, values }], { texts, label: name, key: "feed-forward-hidden", table: false }),
     h(
       "p",
       { class: "remark" },
-      texts.rich("sublayers.active", {
+      texts.rich(switchesOff ? "sublayers.active" : "sublayers.positive", {
         active: h("b", {}, count(active)),
         count: count(values.length),
         word: token(store.pieces[store.choices.word]),

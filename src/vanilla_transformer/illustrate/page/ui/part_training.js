@@ -36,6 +36,7 @@ export function trainingPart(ctx) {
   return {
     element,
     uses: ["classicStep", "playing"],
+    leave: player.stop,
     draw() {
       redraw(controls, stepControls(ctx, player));
       redraw(
@@ -203,7 +204,11 @@ const summary = (texts, { name, points }) =>
 
 function lastTable(texts, series) {
   if (!series.length) return null;
-  const details = h("details", { class: "numbers" }, h("summary", {}, texts.t("training.run.table")));
+  const details = h(
+    "details",
+    { class: "numbers", "data-open": "run-table" },
+    h("summary", { "data-key": "run-table-summary" }, texts.t("training.run.table")),
+  );
   const lines = series.map(({ name, points }) => ({
     head: name,
     cells: [

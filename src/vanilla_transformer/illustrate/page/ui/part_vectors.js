@@ -23,13 +23,22 @@ export function vectorsPart(ctx) {
     d: count(config.d_model),
     root: number(embeddingScale(config)),
     vocabulary: count(config.vocab_size),
+    first: String(store.model.firstPosition),
   };
+  const sum = { values, formulas: formula("embedding", ctx) };
+  const fairseq = config.position_convention === "fairseq";
+  const waves = [
+    formula("positions", ctx),
+    fairseq && h("p", { class: "remark" }, texts.rich("vectors.positions.fairseq", values)),
+  ];
   const element = section(
     "vectors",
     texts,
     block("vectors.tokens", texts, { values, formulas: formula("bpe", ctx), wide: true }, tokens),
-    block("vectors.embedding", texts, { values, formulas: formula("embedding", ctx) }, embedding),
-    block("vectors.positions", texts, { values, formulas: formula("positions", ctx) }, picture, wave),
+    config.scale_embedding
+      ? block("vectors.embedding", texts, sum, embedding)
+      : block("vectors.unscaled", texts, sum, embedding),
+    block("vectors.positions", texts, { values, formulas: waves }, picture, pairSlider(ctx), wave),
     block("vectors.swap", texts, { values }, swap),
   );
   return {
@@ -74,29 +83,32 @@ function tokenList({ store, texts }) {
 
 function embeddingPicture({ store, texts }) {
   const { word } = store.choices;
+  const { config, firstPosition } = store.model;
   const { embedded, positions, sum } = store.encoded.embedding;
-  const scale = embeddingScale(store.model.config);
-  const vectors = [
-    row(embedded, word).map((value) => value / scale),
-    row(embedded, word),
-    row(positions, word),
-    row(sum, word),
-  ];
-  const names = ["row", "scaled", "position", "sum"].map((name) =>
-    texts.t(`vectors.embedding.${name}`, { root: number(scale), position: word }),
+  const scale = embeddingScale(config);
+  const shown = [
+    ["row", row(embedded, word).map((value) => value / scale)],
+    ["scaled", config.scale_embedding && row(embedded, word)],
+    ["position", row(positions, word)],
+    ["sum", row(sum, word)],
+  ].filter(([, vector]) => vector);
+  const vectors = shown.map(([, vector]) => vector);
+  const names = shown.map(([name]) =>
+    texts.t(`vectors.embedding.${name}`, { root: number(scale), position: firstPosition + word }),
   );
+  const last = vectors.length - 1;
   const head = [
     texts.t("table.vector"),
     ...Array.from({ length: DIMENSIONS_WORKED }, (_, i) => texts.t("table.dimension", { dimension: i })),
   ];
   const lines = vectors.map((vector, i) => ({
     head: names[i],
-    selected: i === 3,
+    selected: i === last,
     cells: Array.from(vector.subarray(0, DIMENSIONS_WORKED), (value) => h("td", {}, number(value))),
   }));
   return [
     strips(
-      vectors.map((vector, i) => ({ label: names[i], name: names[i], values: vector, strong: i === 3 })),
+      vectors.map((vector, i) => ({ label: names[i], name: names[i], values: vector, strong: i === last })),
       { texts, label: texts.t("vectors.embedding.strips"), key: "embedding-strips", table: false, hint: true },
     ),
     scrollable(
@@ -111,6 +123,7 @@ function embeddingPicture({ store, texts }) {
 // All positions below each other: one line of bars each.
 function positionPicture({ store, texts }) {
   const { word } = store.choices;
+  const { firstPosition } = store.model;
   const positions = store.model.positions(Math.max(POSITIONS_SHOWN, store.ids.length));
   const { rows, cols } = positions;
   const dimensionOf = (c) => (c < cols / 2 ? 2 * c : 2 * c - cols + 1); // sines first, then cosines
@@ -155,10 +168,10 @@ function positionPicture({ store, texts }) {
     cols,
     start: [word, 0],
     label: `${texts.t("vectors.positions.picture")}. ${texts.t("hint.arrows")}`,
-    hint: texts.t("vectors.positions.hint", { position: word, word: spoken(store.pieces[word]) }),
+    hint: texts.t("vectors.positions.hint", { position: firstPosition + word, word: spoken(store.pieces[word]) }),
     describe: (r, c) =>
       texts.t("vectors.positions.value", {
-        position: r,
+        position: firstPosition + r,
         dimension: dimensionOf(c),
         value: number(positions.data[r * cols + dimensionOf(c)]),
       }),
@@ -173,22 +186,29 @@ function positionPicture({ store, texts }) {
   return [area, readout];
 }
 
-function wavePicture({ store, texts, set }) {
+// Which pair of dimensions the waves show.
+function pairSlider({ store, texts, set }) {
+  const last = store.model.config.d_model / 2 - 1;
+  const format = (i) => `${2 * i}, ${2 * i + 1}`;
+  return slider(
+    texts.t("vectors.positions.pair"),
+    { min: 0, max: last, value: store.choices.dimension, format, key: "dimension" },
+    (dimension) => set({ dimension }),
+  );
+}
+
+function wavePicture({ store, texts }) {
+  const { firstPosition } = store.model;
   const positions = store.model.positions(Math.max(POSITIONS_SHOWN, store.ids.length));
   const { cols } = positions;
-  const pair = Math.min(store.choices.dimension, cols / 2 - 1);
+  const pair = store.choices.dimension;
   const curve = (offset) =>
-    Array.from({ length: positions.rows }, (_, t) => [t, positions.data[t * cols + 2 * pair + offset]]);
+    Array.from({ length: positions.rows }, (_, i) => [firstPosition + i, positions.data[i * cols + 2 * pair + offset]]);
   const series = [
     { name: texts.t("vectors.positions.sine", { dimension: 2 * pair }), points: curve(0), kind: "first", dots: true },
     { name: texts.t("vectors.positions.cosine", { dimension: 2 * pair + 1 }), points: curve(1), kind: "second" },
   ];
   return [
-    slider(
-      texts.t("vectors.positions.pair"),
-      { min: 0, max: cols / 2 - 1, value: pair, format: (i) => `${2 * i}, ${2 * i + 1}`, key: "dimension" },
-      (dimension) => set({ dimension }),
-    ),
     legend(series),
     fit("wave", h("div", {}), (width) =>
       chart(width, {
@@ -197,7 +217,7 @@ function wavePicture({ store, texts, set }) {
         yLabel: "",
         height: 170,
         low: -1,
-        now: store.choices.word,
+        now: firstPosition + store.choices.word,
         label: texts.t("vectors.positions.wave", { even: 2 * pair, odd: 2 * pair + 1 }),
       }),
     ),

@@ -1,9 +1,8 @@
 // What the reader chose, and what the model makes of it; each result is computed once and when it is first needed.
 
 import { argmax } from "#page/ui/numbers.js";
-import { search } from "#page/engine/search.js";
+import { lengthLimit, search } from "#page/engine/search.js";
 
-const MOST_WRITTEN = 60; // tokens that the reader's own path in part 5 goes on to
 const KEPT_SEARCHES = 24;
 
 export class Store {
@@ -31,7 +30,8 @@ export class Store {
       numResults: Math.min(3, generation.num_beams),
       classicStep: 0,
     };
-    this.forced = []; // tokens that the reader chose for the decoder in part 5
+    this.forced = []; // with what the decoder of part 5 has to begin, up to the last token that the reader pressed
+    this.pressed = new Set(); // the places of those that were pressed
     this.setText(payload.sentence);
   }
 
@@ -44,8 +44,7 @@ export class Store {
     this.pieces = this.tokenizer.pieces(this.ids);
     this.searches = new Map();
     this.memory = null;
-    this.forced = [];
-    this.path = null;
+    this.forgetForced();
     const last = this.ids.length - 1;
     this.choices.word = Math.min(this.choices.word, Math.max(last - 1, 0));
     this.choices.swapOne = 0;
@@ -95,11 +94,12 @@ export class Store {
     return this.path;
   }
 
-  // The most likely tokens after some given ones, one at a time, until the end token.
+  // The most likely tokens after some given ones, one at a time, until the end token or the limit of the search.
   goOn(given) {
     const ids = [...given];
+    const limit = Math.max(lengthLimit(this.model.generation, this.ids.length), given.length);
     let { states, logProbs } = this.model.step([this.model.startDecoding(this.encoded)], [this.start]);
-    for (let i = 0; !this.ends.includes(ids[i - 1]) && i < Math.max(MOST_WRITTEN, given.length); i++) {
+    for (let i = 0; !this.ends.includes(ids[i - 1]) && i < limit; i++) {
       ids[i] ??= argmax(logProbs.data);
       ({ states, logProbs } = this.model.step(states, [ids[i]]));
     }
@@ -109,12 +109,18 @@ export class Store {
   // Put `token` after the first `step` tokens of the decoder's text.
   force(step, token) {
     this.forced = [...this.written.ids.slice(0, step), token];
+    this.pressed = new Set([...this.pressed].filter((place) => place < step)).add(step);
+    this.path = null;
+  }
+
+  forgetForced() {
+    this.forced = [];
+    this.pressed = new Set();
     this.path = null;
   }
 
   unforce() {
-    this.forced = [];
-    this.path = null;
+    this.forgetForced();
     this.choices.step = 0;
   }
 }

@@ -69,15 +69,15 @@ export function strips(rows, { texts, label, scale, key, table = true, hint = fa
       if (marked) drawings[r].append(marked);
     },
   });
-  return h("div", { class: "strips-box" }, grid, readout, table && valuesTable(rows, texts, label));
+  return h("div", { class: "strips-box" }, grid, readout, table && valuesTable(rows, texts, label, `${key}-table`));
 }
 
 // The first few values as a table, made when it is opened.
-function valuesTable(rows, texts, label) {
+function valuesTable(rows, texts, label, name) {
   const details = h(
     "details",
-    { class: "numbers" },
-    h("summary", {}, texts.t("table.first", { count: SHOWN_IN_TABLE })),
+    { class: "numbers", "data-open": name },
+    h("summary", { "data-key": name }, texts.t("table.first", { count: SHOWN_IN_TABLE })),
   );
   details.addEventListener("toggle", () => {
     if (!details.open || details.querySelector("table")) return;
@@ -96,9 +96,8 @@ function valuesTable(rows, texts, label) {
         ...Array.from(row.values.subarray(0, width), (value) => h("td", {}, number(value))),
       ),
     );
-    details.append(
-      scrollable(texts, label, h("table", { class: "values" }, h("thead", {}, head), h("tbody", {}, lines))),
-    );
+    const filled = h("table", { class: "values" }, h("thead", {}, head), h("tbody", {}, lines));
+    details.append(scrollable(texts, label, filled, `${name}-scroll`));
   });
   return details;
 }

@@ -20,7 +20,7 @@ SMALL_BENCHMARKS = {
         "--presets tiny --vocab_size 300 --tokens 256 --batches 1 --rounds 1 --pipeline_steps 1 --parts steps pipelines"
     ),
     "benchmarks/decoding.py": "--presets tiny --vocab_size 300 --batch_sizes 2 --batches 1 --new_tokens 3 --rounds 1",
-    "benchmarks/same_minutes.py": "--minutes 0.01 --trial_steps 2 --test_samples 2",
+    "benchmarks/same_minutes.py": "--minutes 0.01 --trial_steps 1 --test_samples 2",
     "benchmarks/load_test.py": "--train_files data/multi30k/train --pairs 200",
     "benchmarks/kill_training.py": "--random_kills 0 --event_kills 1",
 }

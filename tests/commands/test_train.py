@@ -319,8 +319,12 @@ def test_a_run_that_was_stopped_while_its_picture_was_drawn_gets_it_when_resumed
     write_record(folder, read_record(folder) | {"finished": False})
     (folder / "training.png").rename(folder / "training.png.part")
     resume = ("train", "--output_dir", folder, "--resume_from_checkpoint")
+
+    def press(*arguments):
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr("vanilla_transformer.commands.train.plot_run", lambda *_: signal.raise_signal(signal.SIGINT))
+        patch.setattr("vanilla_transformer.commands.train.plot_run", press)
         run_script(*resume)
     assert not (folder / "training.png").exists() and read_record(folder)["finished"] is False
     code, _, err = run_script(*resume)

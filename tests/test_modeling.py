@@ -842,7 +842,10 @@ def test_dropout_is_drawn_where_the_tensor_is():
 def test_other_arguments_of_the_attention_are_converted_with_the_rest():
     model, batch = small_model("sdpa").bfloat16().train(), ragged_batch()
     bias = torch.zeros(1, 2, 1, 1, dtype=torch.bfloat16)
-    add_bias = lambda module, args, kwargs: (args, kwargs | {"position_bias": bias})  # noqa: E731
+
+    def add_bias(module, args, kwargs):
+        return args, kwargs | {"position_bias": bias}
+
     model.model.encoder.layers[0].self_attn.register_forward_pre_hook(add_bias, with_kwargs=True)
     assert model(**batch).logits.dtype == torch.bfloat16
 

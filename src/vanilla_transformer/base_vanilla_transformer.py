@@ -245,8 +245,10 @@ class VanillaTransformerGenerationMixin(GenerationMixin):
         """Hand over those of `DROPPED` that a function takes which searches."""
         extract = super()._extract_generation_mode_kwargs
         rest = synced_gpus, assistant_model, streamer
+        if not callable(custom_generate):
+            return extract(custom_generate, kwargs, *rest)
         usual = extract(None, dict(kwargs), *rest)  # what the library's own searches get
-        parameters = inspect.signature(custom_generate).parameters if callable(custom_generate) else {}
+        parameters = inspect.signature(custom_generate).parameters
         dropped = {name: value for name, value in usual.items() if name in DROPPED and name in parameters}
         return extract(custom_generate, kwargs, *rest) | dropped
 

@@ -149,6 +149,14 @@ def read_payload(page: Page) -> dict[str, Any]:
     return json.loads(page.locator("#payload").text_content() or "")
 
 
+def search_example(page: Page) -> dict[str, Any]:
+    """The sentence that greedy and beam search translate differently, by which some tests go."""
+    example = read_payload(page)["searchExample"]
+    if example is None:
+        pytest.skip("the command found no sentence for this model that greedy and beam search translate differently")
+    return example
+
+
 def numbers(texts: list[str]) -> list[float]:
     """Read numbers as the page writes them."""
     return [float(text.replace("−", "-").replace("∞", "inf")) for text in texts]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import choose, column, draw_all, numbers, press, read_payload, slide, write
+from conftest import choose, column, draw_all, numbers, press, read_payload, search_example, slide, write
 from playwright.sync_api import Page, expect
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -184,9 +184,7 @@ def test_later_positions_are_at_minus_infinity(open_page: Callable[..., Page]) -
 
 def test_the_example_of_the_search_is_explained(open_page: Callable[..., Page], page_file: Path) -> None:
     page = open_page()
-    example = read_payload(page)["searchExample"]
-    if example is None:
-        pytest.skip("the command found no such sentence for this model")
+    example = search_example(page)
     press(page, "load-example")
     assert page.locator("[data-key='sentence']").input_value() == example["source"]
     expect(page.locator("#translation")).to_have_text(example["beam"])

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import choose, column, draw_all, numbers, press, read_payload, slide, write
+from conftest import choose, column, draw_all, numbers, press, read_payload, search_example, slide, write
 from playwright.sync_api import Locator, Page, expect
 
 SENTENCE = "nine hundred and ninety-nine"
@@ -93,8 +93,7 @@ def test_a_tap_on_a_matrix_shows_the_cell_and_chooses_its_row(open_page: Callabl
 
 def test_the_translation_in_the_bar_is_that_of_the_search(open_page: Callable[..., Page]) -> None:
     page = open_page()
-    if (example := read_payload(page)["searchExample"]) is None:
-        pytest.skip("the command found no sentence for this model that greedy and beam search translate differently")
+    example = search_example(page)
     press(page, "load-example")
     bar, result = page.locator("#translation"), page.locator("#part-6 .result").nth(1)
     expect(bar).to_have_text(example["beam"])
@@ -239,8 +238,7 @@ def test_a_table_stays_open_when_it_is_drawn_anew(open_page: Callable[..., Page]
 
 def test_the_focus_stays_in_the_part_whose_button_is_gone(open_page: Callable[..., Page]) -> None:
     page = open_page()
-    if read_payload(page)["searchExample"] is None:
-        pytest.skip("the command found no sentence for this model that greedy and beam search translate differently")
+    search_example(page)
     page.locator("[data-key='load-example']").focus()
     page.keyboard.press("Enter")
     draw_all(page)

@@ -195,3 +195,12 @@ def test_a_type_or_device_that_it_does_not_have_is_refused(model, tokenizer, mon
 def test_other_ends_and_starts_are_refused(model, tokenizer, engine, settings, message):
     with pytest.raises(UserError, match=message):
         translate(model, tokenizer, SENTENCES, engine=engine, **BEAMS | settings)
+
+
+def test_a_modified_model_does_not_get_the_conversion_of_the_plain_one(model, tokenizer, cache, engine):
+    """Its weights, by which the cache knows it, are the same."""
+    engine.load()
+    other = copy.deepcopy(model)
+    other.lm_head.register_forward_hook(lambda module, inputs, output: -output)
+    with pytest.raises(UserError, match="computes something else than a plain VanillaTransformerForConditional"):
+        CTranslate2Engine(other, tokenizer, cache_dir=cache).load()

@@ -51,6 +51,12 @@ def normal_form(tokenizer: PreTrainedTokenizerBase) -> NormalForm | None:
     return form if form in ("NFC", "NFD") else None
 
 
+def missed_form(tokenizer: PreTrainedTokenizerBase, text: str) -> NormalForm | None:
+    """Return the normal form of the training text where a text is not in it; None where it is, or that is not known."""
+    form = normal_form(tokenizer)
+    return None if form is None or unicodedata.is_normalized(form, text) else form
+
+
 def normalize_sources(tokenizer: PreTrainedTokenizerBase, sources: Sequence[str]) -> list[str]:
     """Bring sources into the normal form of the tokenizer's training text, if it is known; log the first change."""
     form = normal_form(tokenizer)

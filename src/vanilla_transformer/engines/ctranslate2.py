@@ -18,10 +18,12 @@ import vanilla_transformer
 
 from ..base_vanilla_transformer import TOKENS_BEYOND_SOURCE
 from ..convert.ctranslate2 import MAX_POSITIONS, to_ctranslate2
+from ..convert.weight_layout import check_model_class
 from ..errors import UserError, first_line, require
 from ..hub.weights import weights_digest
 from ..inference.settings import new_tokens_limit
 from ..inference.translate import Translation
+from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 
 NAME = "ctranslate2"
 # Fields of a generation config that are obeyed, or that do not matter to a search.
@@ -224,7 +226,9 @@ def convert_once(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, dty
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{folder}.lock"):
-            if not folder.is_dir():
+            if folder.is_dir():  # perhaps made of a plain model with the same weights
+                check_model_class(model, VanillaTransformerForConditionalGeneration)
+            else:
                 to_ctranslate2(model, tokenizer, folder, dtype)
     except OSError as error:
         raise UserError(

@@ -6,7 +6,6 @@ one token a step and asks the logits processors each time.
 """
 
 import logging
-import unicodedata
 from collections.abc import Iterable, Iterator
 from itertools import islice, repeat
 from typing import NamedTuple
@@ -16,7 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, PreTrainedTokenizerBase
 
 from ..base_vanilla_transformer import LIMIT_BY_SOURCE, TOKENS_BEYOND_SOURCE
-from ..data.normal_form import normal_form
+from ..data.normal_form import missed_form
 from ..errors import UserError
 from .settings import new_tokens_limit
 
@@ -142,8 +141,7 @@ def _check_tokens(tokenizer: PreTrainedTokenizerBase, prefix: TargetPrefix) -> T
     decoded = tokenizer.decode(list(prefix.ids), skip_special_tokens=True)
     if decoded not in (prefix.text, prefix.text.replace("@@ ", "")):
         raise UserError(f"{prefix} can't be tokenized: the tokenizer restores it as {decoded[:80]!r}; write it so")
-    form = normal_form(tokenizer)
-    if form is not None and not unicodedata.is_normalized(form, prefix.text):
+    if (form := missed_form(tokenizer, prefix.text)) is not None:
         logger.warning("%s is not in Unicode normal form %s, which the model was trained on", prefix, form)
     return prefix._replace(text=decoded)
 

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import unicodedata
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from itertools import tee
 from typing import Any, NamedTuple
@@ -13,7 +12,7 @@ from tqdm import tqdm
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import TranslationCollator
-from ..data.normal_form import normal_form
+from ..data.normal_form import missed_form
 from ..data.sources import check_target_lang, prepare_sources
 from ..data.tokenization import check_added_tokens, check_appends_eos
 from ..errors import UserError
@@ -217,16 +216,15 @@ class _PairEncoder:
 
     def _check_form(self, targets: Sequence[str]) -> None:
         """Warn of the first target in another normal form than the model's; it is scored as it is."""
-        form = None if self._has_warned else normal_form(self.tokenizer)
-        others = (index for index, text in enumerate(targets) if form and not unicodedata.is_normalized(form, text))
-        if (index := next(others, None)) is not None:
-            self._has_warned = True
-            logger.warning(
-                "pair %s: the target is not in Unicode normal form %s, which the model was trained on; convert it for "
-                "a better score",
-                f"{self.first_pair + index:,}",
-                form,
-            )
+        for index, text in enumerate(targets):
+            if not self._has_warned and (form := missed_form(self.tokenizer, text)) is not None:
+                self._has_warned = True
+                logger.warning(
+                    "pair %s: the target is not in Unicode normal form %s, which the model was trained on; convert it "
+                    "for a better score",
+                    f"{self.first_pair + index:,}",
+                    form,
+                )
 
     def _check_ids(self, index: int, target: Sequence[int]) -> list[int]:
         ids = [int(token) for token in target]

@@ -275,7 +275,8 @@ def _translate(
     with nullcontext() if bar is None else bar:
         for window in windows:
             texts = [[text] if splitter is None else splitter.split(text) for text in window]
-            batcher.check_texts(texts)
+            if splitter is not None:
+                batcher.check_texts(texts)
             sentences = list(chain.from_iterable(texts))
             numbers = [number for number, text in enumerate(texts) for _ in text]
             prefixes = target_prefixes.take(len(sentences))

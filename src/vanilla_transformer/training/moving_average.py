@@ -74,8 +74,10 @@ class AveragingTrainer(EvaluatingTrainer):
         self._average = {name: parameter.detach().clone() for name, parameter in parameters.items()}
 
     def update_average(self) -> None:
-        """Move the average towards the weights, after an optimizer step."""
-        decay = decay_of_update(cast(float, self._ema_decay), self._average_updates)
+        """Move the average towards the weights, after an optimizer step; without `ema_decay` there is none."""
+        if self._ema_decay is None:
+            return
+        decay = decay_of_update(self._ema_decay, self._average_updates)
         weights = [parameter.detach() for parameter in self._trained_parameters().values()]
         torch._foreach_lerp_(list(self._average.values()), weights, 1 - decay)
         self._average_updates += 1
@@ -160,5 +162,4 @@ class _AverageWeights(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Update the average, before it is validated or saved."""
-        if getattr(args, "ema_decay", None) is not None:
-            self.trainer.update_average()
+        self.trainer.update_average()

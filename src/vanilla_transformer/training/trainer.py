@@ -484,7 +484,7 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
         logs.pop("train_samples_per_second", None)
         now = time.perf_counter()
         if self.is_in_train:
-            logs["minutes"] = self.minutes(now)
+            logs[MINUTES] = self.minutes(now)
             self._last_line = now
         if "loss" in logs:
             source, target = self.accelerator.gather(self._tokens[None]).sum(0).tolist()

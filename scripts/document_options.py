@@ -8,8 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 from vanilla_transformer.cli import COMMANDS
-from vanilla_transformer.commands.train_arguments import PUSH_LATER
-from vanilla_transformer.inference import settings
+from vanilla_transformer.commands.train_arguments import DATA_RANGES, PUSH_LATER
+from vanilla_transformer.data.tokenization import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
+from vanilla_transformer.inference import settings, significance
+from vanilla_transformer.plots.positions import MAX_LENGTH
 from vanilla_transformer.training import options
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "options.md"
@@ -21,15 +23,30 @@ Written by `make docs` from the options' definitions; a test compares. Options t
 and so is an option that a command does not have. `--help` and `--traceback` go with every command.
 """
 HEAD = "| option | type | default | allowed | effect | what happens |\n|---|---|---|---|---|---|\n"
-# Ranges of the options of the search, which inference/settings.py checks.
+EXPONENT = f"a number from -{settings.MAX_LENGTH_PENALTY:g} to {settings.MAX_LENGTH_PENALTY:g}"
+# Ranges of `train` that are checked with other options; no dataclass has them in a table.
+TRAINING_RANGES = DATA_RANGES | {
+    "vocab_size": options.Range(MIN_VOCAB_SIZE, MAX_VOCAB_SIZE, whole=True),
+    "max_steps": options.COUNT,
+    "num_train_epochs": options.EPOCHS,
+}
+# Ranges of the other commands.
 SETTINGS = {
     "num_beams": f"a whole number from 1 to {settings.MAX_BEAMS}",
-    "length_penalty": f"a number from -{settings.MAX_LENGTH_PENALTY:g} to {settings.MAX_LENGTH_PENALTY:g}",
+    "length_penalty": EXPONENT,
+    "normalize": EXPONENT,
     "max_new_tokens": f"a whole number from 1 to {settings.MAX_NEW_TOKENS}",
     "batch_tokens": "a whole number of at least 1",
     "max_source_length": "a whole number of at least 2",
     "too_long": ", ".join(f"`{value}`" for value in settings.TOO_LONG),
     "num_return_sequences": "a whole number from 1 to num_beams",
+    "weight": "a number from 0 to 1",
+    "max_length": "a whole number of at least 2",
+    "max_predict_samples": "a whole number of at least 1",
+    "paired_bs_n": f"a whole number from 1 to {significance.MAX_SAMPLES}",
+    "paired_ar_n": f"a whole number from 1 to {significance.MAX_SAMPLES}",
+    "seed": "a whole number of at least 1",
+    "positions": f"a whole number from 1 to {MAX_LENGTH}",
 }
 TYPES = {"string_to_bool": "bool", "make_choice_type_function": "str"}
 
@@ -45,7 +62,7 @@ def type_name(action: Action) -> str:
 
 def cell(text: str) -> str:
     """Put a text into a cell of a table in Markdown."""
-    text = " ".join(text.split())
+    text = " ".join(text.split()).replace("%%", "%")  # argparse reads % as the beginning of a value
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -54,9 +71,9 @@ def allowed_values(action: Action, command: str) -> str:
     name = action.dest
     if command == "train":
         if name in options.REFUSED:
-            return " or ".join(f"`{value}`" for value in options.REFUSED[name][0])
-        if name in options.RANGES:
-            return str(options.RANGES[name])
+            return " or ".join(f"`{value}`" for value in options.REFUSED[name][0] if value not in ("", [])) or "-"
+        if allowed := (options.RANGES | TRAINING_RANGES).get(name):
+            return str(allowed)
         if name in options.CHOICES:
             return ", ".join(f"`{choice.value}`" for choice in options.CHOICES[name])
     elif name in SETTINGS:

@@ -217,3 +217,9 @@ def test_smallest_possible_model_works():
     model = VanillaTransformerForConditionalGeneration(VanillaTransformerConfig(**ones)).eval()
     ids = torch.tensor([[0, 2]])
     assert model(input_ids=ids, decoder_input_ids=ids).logits.isfinite().all()
+
+
+def test_a_tokenizer_may_have_no_bos(tmp_path):
+    config = VanillaTransformerConfig.preset("tiny", vocab_size=9, bos_token_id=None)
+    config.save_pretrained(tmp_path)
+    assert VanillaTransformerConfig.from_pretrained(tmp_path).bos_token_id is None

@@ -12,7 +12,7 @@ from vanilla_transformer.data.tokenization import PreTrainedTokenizerFast, add_l
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.inference.loading import load
 from vanilla_transformer.inference.translate import translate
-from vanilla_transformer.language_tags_vanilla_transformer import tag_sources, tagged_languages
+from vanilla_transformer.language_tags_vanilla_transformer import is_blank, tag_sources, tagged_languages
 from vanilla_transformer.training.averaging import average_checkpoints
 
 LANGUAGES = ["de", "zh_Hant"]
@@ -154,3 +154,19 @@ def test_ctranslate2_obeys_the_tag(model, tokenizer, tmp_path):
     for ids, row in zip(found, expected, strict=True):
         assert ids == list(itertools.takewhile(lambda index: index not in (1, 2), row[1:]))
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize(
+    "text", ["", " \t", "\u200b", "\ufeff", "\u00ad\u2060", "\u3164", "\u2800", "\x07", "\u3000\xa0"]
+)
+def test_a_text_with_nothing_to_see_is_blank(text, model, tokenizer):
+    assert is_blank(text) and not is_blank(f"{text}.")
+    (translation,) = translate(model, tokenizer, [text], target_lang="de", **SHORT)[0]
+    assert (translation.text, translation.score) == ("", 0.0)
+    assert tag_sources(tokenizer, [text], "de") == [text]
+
+
+@pytest.mark.parametrize("space", ["\u3000", "\xa0", "\ufeff"])
+def test_a_tag_may_follow_any_white_space(tokenizer, space):
+    source = f"{space}>>de<< a dog"
+    assert tag_sources(tokenizer, [source], "zh_Hant") == [source] == tag_sources(tokenizer, [source])

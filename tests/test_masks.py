@@ -7,6 +7,7 @@ import torch
 from helpers import PAD, SIZES, gradients, labels_of, padded, ragged_batch, random_ids, small_config, small_model
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
+from vanilla_transformer.base_vanilla_transformer import count_positions
 from vanilla_transformer.modeling_vanilla_transformer import sinusoidal_positions
 
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
@@ -213,3 +214,40 @@ def test_embeddings_are_scaled_by_the_root_of_d_model(scaled):
     states = model.get_encoder()(input_ids=ids, output_hidden_states=True).hidden_states[0][0]
     embedded = (states - sinusoidal_positions(torch.arange(5), 16)) / (4 if scaled else 1)
     torch.testing.assert_close(embedded, model.get_input_embeddings()(ids)[0], **CLOSE)
+
+
+def window(length: int, width: int, causal: bool) -> torch.Tensor:
+    """Which keys a query sees that are less than `width` away, and with `causal` not after it: [length, length]."""
+    distance = torch.arange(length)[:, None] - torch.arange(length)
+    return (distance.abs() < width) & ((distance >= 0) | (not causal))
+
+
+@pytest.mark.parametrize("kind", ["boolean", "additive", "bias", "one row"])
+@torch.no_grad()
+def test_a_mask_of_ones_own_shifts_no_position(kind):
+    """A window hides keys at the beginning from later queries; that is no padding."""
+    model = small_model("sdpa")
+    places = torch.arange(6)
+    for causal in (True, False):
+        seen = window(6, 2, causal).expand(3, 1, 6, 6)
+        mask = {
+            "boolean": seen,
+            "one row": seen[:1],
+            "additive": torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min),
+            "bias": -0.5 * (places[:, None] - places).abs().expand(3, 2, 6, 6),
+        }[kind]
+        found = count_positions(torch.empty(3, 6, 16), mask, past_length=0)
+        assert torch.equal(found.expand(3, 6), places.expand(3, 6))
+    model.model.encoder(input_ids=random_ids(3, 6), attention_mask=seen)
+
+
+def test_padding_on_the_left_of_a_mask_with_four_dimensions():
+    """As generate() makes it for a static cache: eight keys, of which one query after another sees one more."""
+    seen = torch.ones(8, 8, dtype=torch.bool).tril().repeat(2, 1, 1, 1)
+    seen[1, :, :, :3] = False
+    expected = torch.tensor([[0, 1, 2, 3, 4], [0, 0, 0, 0, 1]])
+    for mask in (seen, torch.zeros(seen.shape).masked_fill(~seen, -torch.inf)):
+        assert torch.equal(count_positions(torch.empty(2, 5, 4), mask[:, :, :5], 0), expected)
+        for place in range(3, 5):  # before, the second row has nothing but padding
+            found = count_positions(torch.empty(2, 1, 4), mask[:, :, place : place + 1], place)
+            assert torch.equal(found[:, 0], expected[:, place])

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 from transformers import set_seed
-from transformers.modeling_outputs import Seq2SeqLMOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput, Seq2SeqLMOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from vanilla_transformer import VanillaTransformerForConditionalGeneration
@@ -457,7 +457,15 @@ def test_labels_of_another_shape_or_below_zero_are_refused(return_logits):
         model(**inputs, labels=labels)
 
 
-@pytest.mark.parametrize("kind", [list, lambda outputs: (*outputs, None, None, "more")])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        list,
+        lambda outputs: (*outputs, None, None, "more"),
+        lambda outputs: ModelOutput(last_hidden_state=outputs[0]),
+        lambda outputs: BaseModelOutputWithPooling(*outputs),
+    ],
+)
 @torch.no_grad()
 def test_encoder_outputs_as_a_list_or_a_longer_tuple(kind):
     model, batch = small_model(), ragged_batch()
@@ -473,3 +481,48 @@ def test_an_embedding_whose_weight_has_no_shape_yet():
     embedding.weight = torch.nn.Parameter(torch.empty(0))
     other = with_weight_of(embedding)
     assert other.weight is embedding.weight and (other.num_embeddings, other.embedding_dim) == (7, 4)
+
+
+def test_what_a_derived_class_adds_is_initialized(tmp_path, monkeypatch):
+    """Loading makes a model of memory that holds anything; what the file lacks is drawn by `_init_weights`."""
+
+    class Derived(VanillaTransformerForConditionalGeneration):
+        def __init__(self, config):
+            super().__init__(config)
+            self.conv, self.norm = torch.nn.Conv1d(16, 16, 3), torch.nn.LayerNorm(16, bias=False)
+            self.batch_norm, self.rms = torch.nn.BatchNorm1d(16), torch.nn.RMSNorm(16)
+            self.types = torch.nn.Embedding(4, 16, padding_idx=0)
+            self.post_init()
+
+    small_model().save_pretrained(tmp_path)
+    for made in (Derived(small_config()), Derived.from_pretrained(tmp_path)):
+        assert 0 < made.conv.weight.std() < 0.2
+        ones = (made.norm.weight, made.rms.weight, made.batch_norm.weight, made.batch_norm.running_var)
+        assert all(torch.equal(tensor, torch.ones(16)) for tensor in ones)
+        assert not made.batch_norm.running_mean.any() and made.batch_norm.num_batches_tracked == 0
+        assert not made.types.weight[0].any() and made.types.weight[1:].all()
+
+
+@torch.no_grad()
+def test_dummy_inputs_can_be_read():
+    for vocab_size in (6, 40):
+        model = small_model(vocab_size=vocab_size)
+        assert model(**model.dummy_inputs).logits.shape == (2, 4, vocab_size)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_gradients_of_each_sample_by_vmap(masked):
+    model, batch = small_model("eager").train(), ragged_batch()
+    labels = labels_of(batch.pop("decoder_input_ids"))
+    weights = dict(model.named_parameters())
+
+    def loss(weights, ids, mask, labels):
+        inputs = {"input_ids": ids[None], "labels": labels[None]} | ({"attention_mask": mask[None]} if masked else {})
+        return torch.func.functional_call(model, weights, (), inputs, tie_weights=True).loss
+
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0, 0))
+    found = each(weights, batch["input_ids"], batch["attention_mask"], labels)
+    for row in range(len(labels)):
+        expected = torch.func.grad(loss)(weights, batch["input_ids"][row], batch["attention_mask"][row], labels[row])
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name][row], gradient, **CLOSE)

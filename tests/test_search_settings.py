@@ -238,3 +238,23 @@ def test_a_translation_longer_than_there_is_room_at_first(model):
     slow = model.generate(**inputs(), **settings)
     assert fast.sequences.shape[1] == 151 and torch.equal(fast.sequences, slow.sequences)
     torch.testing.assert_close(fast.sequences_scores, slow.sequences_scores, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["incremental decoder", "forward"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"repetition_penalty": 1.3},
+        {"repetition_penalty": 1.8},
+        {"encoder_repetition_penalty": 3.0},
+        {"exponential_decay_length_penalty": (1, 3.0)},
+        {"repetition_penalty": 1.3, "renormalize_logits": True},
+    ],
+)
+def test_greedy_search_gives_processors_logits_as_the_library_does(model, settings, use_cache):
+    """A penalty that divides scores depends on whether they are logits or log-probabilities."""
+    model.generation_config.no_repeat_ngram_size = 0
+    settings |= {"num_beams": 1, "use_cache": use_cache}
+    expected = library(model, **settings)
+    assert paper(model, **settings) == expected
+    assert expected != library(model, num_beams=1), "the settings must change something"

@@ -15,7 +15,7 @@ from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import logging
 
 from .configuration_vanilla_transformer import VanillaTransformerConfig
-from .kernels_vanilla_transformer import IGNORED_LABEL
+from .kernels_vanilla_transformer import IGNORED_LABEL, is_transformed
 
 logger = logging.get_logger(__name__)
 
@@ -106,6 +106,23 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
             }
         super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
 
+    @property
+    def dummy_inputs(self) -> dict[str, torch.Tensor]:
+        """Inputs that the model can read, as MarianMT has them: ids and mask, int64, [2, 4]."""
+        input_ids = torch.arange(8, device=self.device).view(2, 4) % self.config.vocab_size
+        return {
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "decoder_input_ids": input_ids,
+        }
+
+    def warn_if_padding_and_no_attention_mask(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+    ) -> None:
+        """Warn as `PreTrainedModel` does, but not under `torch.func`, where ids can't be compared in Python."""
+        if not is_transformed():
+            super().warn_if_padding_and_no_attention_mask(input_ids, attention_mask)
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         """Draw linear weights uniformly within +-fan_in^-0.5, and embeddings so that sqrt(d_model) gives variance 1.
@@ -115,14 +132,15 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
         """
         if isinstance(module, nn.Embedding) or module is self.get_output_embeddings():
             init.normal_(module.weight, std=self.config.d_model**-0.5)
+            if getattr(module, "padding_idx", None) is not None:  # of an embedding that a derived class adds
+                init.zeros_(module.weight[module.padding_idx])
         elif isinstance(module, nn.Linear):
             bound = module.in_features**-0.5
             init.uniform_(module.weight, -bound, bound)
             if module.bias is not None:  # None in an output layer that is being resized
                 init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
+        else:  # layer normalization, and whatever a derived class adds
+            super()._init_weights(module)
 
     def _resize_token_embeddings(
         self, new_num_tokens: int | None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -156,7 +174,9 @@ def count_positions(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | 
     Args:
         inputs_embeds: [batch, length, d_model], for the length and the device.
         attention_mask: [batch, past_length + length] with 1 for tokens and 0 for padding, or None for no padding.
-            Or 4-D, [batch, 1, length, keys], as generate() makes it for a static cache: True or 0 where a key is seen.
+            Or 4-D, [batch, heads, length, keys], such as generate() makes for a static cache or a user for a window:
+            booleans or 1 where a key is seen, or what is added to the scores. Padding on the left is then the keys
+            before the first that any query sees. Or flex attention's BlockMask, for no padding.
         past_length: How many positions are in the cache.
 
     Returns:
@@ -164,13 +184,13 @@ def count_positions(inputs_embeds: torch.Tensor, attention_mask: torch.Tensor | 
     """
     length = inputs_embeds.shape[1]
     places = torch.arange(length, device=inputs_embeds.device) + past_length
-    if attention_mask is None:
+    if not isinstance(attention_mask, torch.Tensor):
         return places
     attention_mask = attention_mask.to(inputs_embeds.device)
     if attention_mask.dim() == 4:
-        seen = attention_mask[:, 0] if attention_mask.dtype == torch.bool else attention_mask[:, 0] == 0
-        earlier = torch.arange(seen.shape[-1], device=seen.device) <= places[:, None]
-        return ((seen & earlier).sum(-1) - 1).clamp(min=0)
+        hidden = torch.finfo(attention_mask.dtype).min / 2 if attention_mask.is_floating_point() else 0
+        first = (attention_mask > hidden).flatten(1, 2).any(dim=1).int().argmax(dim=-1)  # [batch]
+        return (places - first[:, None]).clamp(min=0)
     return (attention_mask.long().cumsum(dim=1) - 1)[:, -length:].clamp(min=0)
 
 
@@ -229,7 +249,7 @@ class VanillaTransformerGenerationMixin(GenerationMixin):
 
     @generation_config.setter
     def generation_config(self, value: GenerationConfig) -> None:
-        if value.max_length is None and value.max_new_tokens is None:
+        if value is not None and value.max_length is None and value.max_new_tokens is None:
             value = copy.deepcopy(value)
             value.max_length = LIMIT_BY_SOURCE
         self._generation_config = value

@@ -46,7 +46,7 @@ class VanillaTransformerConfig(PreTrainedConfig):
         tie_word_embeddings: Whether both embeddings and the output layer are one matrix, as section 3.4 says.
             Otherwise they are three.
         pad_token_id: Id of `<pad>`.
-        bos_token_id: Id of `<s>`.
+        bos_token_id: Id of `<s>`; None if the tokenizer has none. The model reads `decoder_start_token_id` instead.
         eos_token_id: Id of `</s>`; a list where several tokens end a sentence, None where none does.
         decoder_start_token_id: Id that the right-shifted target starts with; `<s>`.
         is_encoder_decoder: Always true.
@@ -80,7 +80,7 @@ class VanillaTransformerConfig(PreTrainedConfig):
     use_cache: bool = True
     tie_word_embeddings: bool = True
     pad_token_id: int = 1
-    bos_token_id: int = 0
+    bos_token_id: int | None = 0
     eos_token_id: int | list[int] | None = 2
     decoder_start_token_id: int = 0
     is_encoder_decoder: bool = True
@@ -168,10 +168,11 @@ class VanillaTransformerConfig(PreTrainedConfig):
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> "VanillaTransformerConfig":
-        """A config by the name of its size.
+        """Make a config by the name of its size.
 
         Args:
-            name: "tiny" (2.6M parameters with 10,000 types), "base" (65M with 37,000) or "big" (213M).
+            name: "tiny" (2.6M parameters with 10,000 types), "base" (63M with 37,000; the paper
+                says 65M) or "big" (214M; 213M).
             overrides: Fields that replace those of the preset, `vocab_size` first of all.
 
         Raises:

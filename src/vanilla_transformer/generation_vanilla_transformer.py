@@ -130,10 +130,7 @@ def gnmt_beam_search(
         ids = search.alive.ids[:, :, : prompt_length + step]
         log_probs = decoder.step(ids, search.alive.parents[:, :, :step])
         if logits_processor:
-            # Processors may write into the scores, and keep them: a row of its own for each beam, in new memory.
-            rows = log_probs.expand(-1, beams, -1).clone(memory_format=torch.contiguous_format).flatten(0, 1)
-            log_probs = logits_processor(ids.flatten(0, 1), rows)  # type: ignore[arg-type]  # it only names the kind of ids
-            log_probs = log_probs.unflatten(0, (batch, beams))
+            log_probs = _process(logits_processor, ids, log_probs, decoder, generation_config)
         _record(recorded, generation_config, decoder, log_probs)
         search.advance(step, log_probs, stopping_criteria, recorded.get("scores"))
         unfinished = search.can_improve(step).nonzero()[:, 0]  # rows of the batch
@@ -272,6 +269,10 @@ class BeamSearch:
         penalized = (scores / gnmt_length_penalty(step + 1, self.alpha)).masked_fill(~counted, -torch.inf)
         ending = Hypotheses(continued.ids, continued.parents, penalized)
         self.finished = self.finished.concat(ending).top(self.beams)
+        if (
+            self.beams == 1 and self.alpha == 0
+        ):  # greedy search is over, even if a processor makes later scores positive
+            ends = ends | counted.any(dim=1, keepdim=True)
         continued.scores = scores.masked_fill(ends, -torch.inf)
         self.alive = continued.top(self.beams)
 
@@ -418,6 +419,27 @@ def _length_limits(
     source_lengths = source_lengths.view(batch, -1)[:, 0]  # other models have each source once per beam
     limits = torch.full_like(source_lengths, generation_config.max_length - prompt_length)
     return limits if tokens_beyond_source is None else limits.minimum(source_lengths + tokens_beyond_source)
+
+
+def _process(
+    logits_processor: LogitsProcessorList,
+    ids: torch.Tensor,
+    log_probs: torch.Tensor,
+    decoder: StepDecoder,
+    generation_config: GenerationConfig,
+) -> torch.Tensor:
+    """Let the processors change the scores, as `generate()` does: with one beam logits, with several log-probabilities.
+
+    A penalty that divides or multiplies depends on which of the two it gets.
+    """
+    batch, beams = ids.shape[:2]
+    # Processors may write into the scores, and keep them: a row of its own for each beam, in new memory.
+    rows = log_probs.expand(-1, beams, -1) if beams > 1 else decoder.logits[:batch, None].float()
+    rows = rows.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+    processed = logits_processor(ids.flatten(0, 1), rows)  # type: ignore[arg-type]  # it only names the kind of ids
+    if beams == 1 and not generation_config.renormalize_logits:
+        processed = processed - decoder.logits[:batch].float().logsumexp(dim=-1, keepdim=True)
+    return processed.unflatten(0, (batch, beams))
 
 
 def _record(

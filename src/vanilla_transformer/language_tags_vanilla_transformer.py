@@ -4,6 +4,7 @@ A tag is a token that was added to the tokenizer, one id. The tokenizer alone sa
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 
 from transformers import PreTrainedTokenizerBase
@@ -11,7 +12,15 @@ from transformers.utils.logging import get_logger
 
 logger = get_logger(__name__)
 
-_TAG = re.compile(r"\s*>>([\w.-]+)<<", re.ASCII)
+_TAG = re.compile(r"[\s\ufeff]*>>([A-Za-z0-9_.-]+)<<")
+# Letters by their category that show nothing: the Hangul fillers, and the empty braille pattern.
+_FILLERS = "\u115f\u1160\u3164\uffa0\u2800"
+_UNSEEN = ("Cc", "Cf", "Zs", "Zl", "Zp")  # categories: controls, formats such as the zero-width space, white space
+
+
+def is_blank(text: str) -> bool:
+    """Return whether a text has nothing to see: only white space, controls, zero-width characters and fillers."""
+    return all(unicodedata.category(character) in _UNSEEN or character in _FILLERS for character in text)
 
 
 def language_tag(language: str) -> str:
@@ -69,7 +78,7 @@ def tag_sources(
     languages = tagged_languages(tokenizer)
     if not languages:
         return list(sources)
-    return [_tag_source(source, target_lang, languages) if source.strip() else source for source in sources]
+    return [source if is_blank(source) else _tag_source(source, target_lang, languages) for source in sources]
 
 
 def leading_language(source: str, languages: Sequence[str]) -> str | None:

@@ -125,7 +125,7 @@ def scaled_dot_product_attention(
 
     `query` is [batch, heads, target length, d_head], `key` and `value` are [batch, heads, source length, d_head], and
     `scaling` is 1 / sqrt(d_k). `attention_mask` is added to the scores: 0 where attention is allowed, the dtype's
-    minimum where not. `dropout` is the probability on the attention weights, in training.
+    minimum where not. `dropout` on the weights, in training, is not in the paper, and 0 unless the config has it.
 
     Returns:
         The output [batch, target length, heads, d_head] and the weights [batch, heads, target length, source length].
@@ -157,7 +157,7 @@ class VanillaTransformerAttention(nn.Module):
         self.layer_idx = layer_idx
         self.is_causal = is_causal
 
-        self.q_proj = nn.Linear(config.d_model, config.d_model)
+        self.q_proj = nn.Linear(config.d_model, config.d_model)  # with a bias, which section 3.2.2 does not have
         self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
@@ -285,7 +285,7 @@ def cross_entropy(
         num_items_in_batch: The divisor; by default the number of labels that are not ignored.
 
     Returns:
-        A float32 scalar, in nats per label; 0 where all labels are ignored.
+        A scalar in nats per label, float32 (float64 for such logits); 0 where all labels are ignored.
     """
     check_labels(labels, logits)
     logits = logits.flatten(0, 1).to(torch.promote_types(logits.dtype, torch.float32))
@@ -474,7 +474,7 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
             encoded = self.encoder(
                 input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
             )
-        elif isinstance(encoded, tuple | list):
+        elif not isinstance(encoded, BaseModelOutput):
             encoded = BaseModelOutput(*encoded[:3])
         decoder_outputs = self.decoder(
             input_ids=decoder_input_ids,
@@ -545,11 +545,11 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             return_logits: Whether to return logits beside the loss; without, less memory is needed (in the kernels).
 
         Returns:
-            `logits` of shape [batch, target length, vocab_size]; with labels also `loss`, the mean negative
-            log-likelihood in nats per label.
+            `logits` of shape [batch, positions kept, vocab_size], or None; with labels also `loss`, the cross-entropy
+            in nats per label, which without smoothing is the negative log-likelihood.
 
         Raises:
-            ValueError: `return_logits` is False without labels.
+            ValueError: `return_logits` is False without labels, or labels have another shape than the logits.
         """
         if labels is not None:
             use_cache = False

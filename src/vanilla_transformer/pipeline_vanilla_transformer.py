@@ -18,7 +18,7 @@ from transformers.utils.logging import get_logger
 from .base_vanilla_transformer import LIMIT_BY_SOURCE, TOKENS_BEYOND_SOURCE
 from .eval_mode_vanilla_transformer import eval_mode
 from .generation_vanilla_transformer import gnmt_beam_search, search_settings
-from .language_tags_vanilla_transformer import check_target_language, tag_sources
+from .language_tags_vanilla_transformer import check_target_language, is_blank, tag_sources
 
 REGISTERED_TASK = "vanilla-translation"
 SAVED_TASK = "translation"
@@ -104,12 +104,14 @@ class VanillaTransformerTranslationPipeline(Pipeline):
                 f"a text to translate must be a string, not a {type(text).__name__}; several go in a list, a generator "
                 "or a data set"
             )
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise ValueError("a text to translate has half of a surrogate pair, which is no text")
         (source,) = tag_sources(self.tokenizer, [self._normalize(text)], tgt_lang)
         inputs = self.tokenizer(source, return_tensors="pt", verbose=False)
         return {
             "input_ids": inputs["input_ids"],
             "attention_mask": inputs["attention_mask"],
-            "has_text": torch.tensor([bool(text.strip())]),
+            "has_text": torch.tensor([not is_blank(text)]),
         }
 
     def _normalize(self, text: str) -> str:

@@ -31,9 +31,11 @@ class StepDecoder(Protocol):
 
     Attributes:
         outputs: The model's output at the last step; None if the decoder does not call the model's `forward`.
+        logits: The logits of the last step, [rows, vocabulary], perhaps with more rows after those of the step.
     """
 
     outputs: Seq2SeqLMOutput | None
+    logits: torch.Tensor
 
     def step(self, ids: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
         """Compute the log-probabilities of the next token.
@@ -127,8 +129,8 @@ class CachedDecoder:
         self.model_kwargs = self.model._update_model_kwargs_for_generation(
             outputs, self.model_kwargs, is_encoder_decoder=True
         )
-        logits = outputs.logits[:, -1].to(ids.device, torch.float32)
-        return F.log_softmax(logits, dim=-1).unflatten(0, (batch, beams))
+        self.logits = outputs.logits[:, -1].to(ids.device, torch.float32)
+        return F.log_softmax(self.logits, dim=-1).unflatten(0, (batch, beams))
 
     def _reorder_cache(self, rows: torch.Tensor) -> None:
         """Give each beam the keys and values of the beam that it continues, int64, [batch * beams]."""

@@ -58,6 +58,7 @@ def test_both_spellings_and_positional_arguments_are_parsed(parser):
         (["--early=no", "a"], False, ["a"]),
         (["a", "--early"], True, ["a"]),
         (["--early", "--", "no", "--early"], True, ["no", "--early"]),
+        (["no", "--early"], True, ["no"]),
     ],
 )
 def test_a_switch_takes_no_positional_argument_for_its_value(parser, argv, early, words):
@@ -76,6 +77,11 @@ def test_a_switch_takes_no_positional_argument_for_its_value(parser, argv, early
             "argument --num_beams: invalid int value: 'two\\nlines'",
         ),
         (["a"], "the following arguments are required: --output_dir"),
+        (
+            ["--output_dir", "out", "--early", "No"],
+            "'No' after --early may be its value or an argument of its own; write --early=No, or put the argument "
+            "first",
+        ),
     ],
 )
 def test_an_error_is_one_line_with_status_2(parser, capsys, argv, message):
@@ -141,3 +147,9 @@ def test_a_list_given_twice_and_an_empty_path_are_refused(argv, message, capsys)
         parser.parse(argv)
     assert capsys.readouterr().err == f"error: {message}\n"
     assert parser.parse(["--prefix", "", "--input_file", "a", "--input_file", "b"])[0] == Paths([], "b", "")
+
+
+def test_a_shells_tilde_after_an_equals_sign_is_the_home_folder(parser, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    assert parser.parse(["--output_dir=~/out", "~"])[0] == Arguments(["~"], output_dir="/home/me/out")
+    assert parser.parse_given(["--output_dir=~/out"])["output_dir"] == "/home/me/out"

@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -208,3 +209,25 @@ def test_translate_is_quiet_when_its_reader_leaves(folder):
     process.stdin.close()
     assert process.stderr.read() == b""
     assert process.wait() == 1
+
+
+@pytest.mark.parametrize("model_name", ["none", "folder"])
+def test_a_reader_that_waits_for_a_line_does_not_abort_the_process(folder, model_name):
+    """Python aborts when it ends while a thread holds the lock of sys.stdin's buffer."""
+    command = [sys.executable, str(SCRIPTS / "translate.py"), "--max_new_tokens", "5", "--model_name_or_path"]
+    command.append(folder if model_name == "folder" else model_name)
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    if model_name == "folder":
+        process.stdin.write(b"seven\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+    error = process.stderr.read().decode()
+    process.stdin.close()
+    assert process.wait() == (130 if model_name == "folder" else 2)
+    assert "Fatal" not in error and error.count("\n") <= 1
+
+
+def test_a_compressed_pipe_is_named(run_script, folder):
+    code, _, err = run_script("translate", "--model_name_or_path", folder, stdin=gzip.compress(b"seven\n"))
+    assert code == 2 and err.startswith("error: standard input is compressed with gzip; unpack it first")

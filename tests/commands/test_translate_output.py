@@ -349,3 +349,22 @@ def test_an_input_with_as_many_lines_as_the_output_is_not_taken_for_it(translate
     code, err = translate(output, *flags, num_return_sequences=1)
     assert code == 2 and "is the input file" in err
     assert source.read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["o.xz", "o.ZST", "o.bz2", "o.zip", "-"])
+def test_a_name_that_promises_something_else_is_refused(translate, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    code, err = translate(name)
+    assert code == 2 and "the output file" in err and err.count("\n") == 1 and not os.path.exists(name)
+
+
+def test_gzip_is_written_whatever_the_case_of_its_name(translate, tmp_path):
+    assert translate(tmp_path / "a.gz")[0] == translate(tmp_path / "b.GZ")[0] == 0
+    assert (tmp_path / "b.GZ").read_bytes() == (tmp_path / "a.gz").read_bytes()
+
+
+def test_what_another_run_is_writing_is_not_called_a_leftover(translate, tmp_path):
+    (tmp_path / "out.txt.part").touch()  # of a pipe, so there is no description
+    with output_module.FileLock(f"{tmp_path / 'out.txt.part'}.lock"):
+        code, err = translate(tmp_path / "out.txt")
+    assert code == 2 and "being written by another run; wait" in err

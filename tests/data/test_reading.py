@@ -1,8 +1,10 @@
 """Each kind of data gives the same pairs, and what can't be read is refused with a sentence."""
 
+import bz2
 import errno
 import gzip
 import json
+import lzma
 import os
 
 import pytest
@@ -257,11 +259,18 @@ def test_utf16_nul_bytes_and_gzip_without_its_name(tmp_path):
         (text.encode("utf-16"), r"a\.txt, line 1: byte 0xff at position 1 is not valid UTF-8; convert"),
         (text.encode("utf-16-le"), r"a\.txt, line 1: there is a NUL byte, so this is no UTF-8 text; convert"),
         (b"good\nb\0d\n", r"a\.txt, line 2: there is a NUL byte"),
-        (gzip.compress(text.encode()), r"a\.txt is compressed with gzip; give it a name that ends in \.gz"),
+        (gzip.compress(text.encode()), r"a\.txt is compressed with gzip; unpack it first, or give .* ends in \.gz"),
+        (lzma.compress(text.encode()), r"a\.txt is compressed with xz; unpack it first"),
+        (bz2.compress(text.encode()), r"a\.txt is compressed with bzip2; unpack it first"),
     ]:
         (tmp_path / "a.txt").write_bytes(content)
         with pytest.raises(UserError, match=message):
             read_lines(tmp_path / "a.txt")
+
+
+def test_a_name_in_capitals_is_of_gzip_too(tmp_path):
+    (tmp_path / "a.TSV.GZ").write_bytes(gzip.compress(b"Two men\n"))
+    assert read_lines(tmp_path / "a.TSV.GZ") == ["Two men"]
 
 
 def test_a_gzip_file_that_unpacks_without_end_is_refused(tmp_path, monkeypatch):

@@ -198,3 +198,9 @@ def test_a_target_in_another_normal_form_is_reported_once(caplog):
     list(score(wordy_model(tokenizer), tokenizer, [*zip(words, words, strict=True), *pairs]))
     (message,) = [record.getMessage() for record in caplog.records]
     assert message.startswith("pair 3: the target is not in Unicode normal form NFC")
+
+
+@pytest.mark.parametrize("pair", [("a \ud800", "b"), ("a", "b \udfff")])
+def test_half_a_surrogate_pair_is_named(model, tokenizer, pair):
+    with pytest.raises(UserError, match=r"of pair 2 has half of a surrogate pair; write the character whole"):
+        list(score(model, tokenizer, [("a", "b"), pair]))

@@ -267,3 +267,10 @@ def test_a_limit_that_is_set_counts_alone(model, tokenizer, num_beams, search):
     settings = {"num_beams": num_beams, "suppress_tokens": [tokenizer.eos_token_id], "max_new_tokens": 90}
     list(translate(model, tokenizer, ["a dog"], search=search, logits_processor=[Count()], **settings))
     assert len(steps) == 90
+
+
+def test_what_is_no_text_is_named(model, tokenizer):
+    with pytest.raises(UserError, match="sentence 2 has half of a surrogate pair; write the character whole"):
+        translate(model, tokenizer, ["a", "b \ud800"])
+    with pytest.raises(TypeError, match="sentence 1 must be a string, not a NoneType"):
+        translate(model, tokenizer, [None])

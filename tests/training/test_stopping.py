@@ -200,3 +200,10 @@ def test_the_last_checkpoint_is_kept_beside_the_best_one(tmp_path, tokenizer, da
     assert trainer.args.save_total_limit == 1
     again = train(tmp_path, tokenizer, dataset, LOSSES, resume=True, **changes)
     assert again.is_finished(str(tmp_path / "checkpoint-12")) and again.state.global_step == 12
+
+
+def test_without_use_for_the_best_checkpoint_the_last_ones_are_kept(tmp_path, tokenizer, dataset):
+    """They are to be averaged: an old one among them would be in the mean."""
+    losses = (1.0, 2.5, 2.4, 2.3, 2.2, 2.1)
+    train(tmp_path, tokenizer, dataset, losses, save_total_limit=3, load_best_model_at_end=False)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in (8, 10, 12)}

@@ -7,6 +7,7 @@ import sys
 from argparse import SUPPRESS, Action, ArgumentDefaultsHelpFormatter, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,8 +22,8 @@ from ..inference.settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, TOO_LONG, chec
 
 SEVERAL_MODELS = "Folder of a trained model, or its id on the Hub; several translate together, as an ensemble."
 NOT_EMPTY = ("_file", "_files", "_dir", "_path", "_name")  # how options end whose value can't be empty
-# What HfArgumentParser takes for a switch's value, in small letters.
-TRUTH_VALUES = ("yes", "true", "t", "y", "1", "no", "false", "f", "n", "0")
+PATHS = ("_file", "_files", "_dir", "_path", "folders", "systems", "checkpoint")  # how options end that are paths
+AMBIGUOUS_VALUES = ("yes", "t", "y", "1", "no", "f", "n", "0")  # for a switch, beside true and false
 
 
 class HelpFormatter(RawDescriptionHelpFormatter, ArgumentDefaultsHelpFormatter):
@@ -140,6 +141,8 @@ class CommandParser(HfArgumentParser):
         parsed = self.parse_args_into_dataclasses(argv, look_for_args_file=False)[: len(list(self.dataclass_types))]
         for options in parsed:
             self._refuse_empty(vars(options))
+            for name, value in _expand_users(vars(options)).items():
+                setattr(options, name, value)
         return parsed
 
     def _refuse_empty(self, values: Mapping[str, Any]) -> None:
@@ -159,7 +162,7 @@ class CommandParser(HfArgumentParser):
         self._refuse_unknown(unknown)
         values = {name: getattr(parsed, name) for name in self.given(argv) - {"traceback"}}
         self._refuse_empty(values)
-        return values
+        return _expand_users(values)
 
     def given(self, argv: Sequence[str] | None = None) -> set[str]:
         """Return the names of the options that the command line gives, whatever their value."""
@@ -209,7 +212,10 @@ class CommandParser(HfArgumentParser):
             self.error(f"--{repeated} is given twice; give all its values after one --{repeated}")
 
     def _complete_switches(self, argv: list[str]) -> list[str]:
-        """Write a switch without a value as `--json=True`, so that it takes no positional argument for its value."""
+        """Write a switch without a value as `--json=True`, so that it takes no positional argument for its value.
+
+        "True" and "False" after it are its value; a word that may as well be an argument, such as "No", is refused.
+        """
         if all(action.option_strings for action in self._actions):
             return argv
         switches = {
@@ -219,10 +225,16 @@ class CommandParser(HfArgumentParser):
             for spelling in action.option_strings
         }
         end = argv.index("--") if "--" in argv else len(argv)
-        options, following = argv[:end], [word.lower() for word in [*argv[1:end], ""]]
+        options = argv[:end]
+        for word, value in pairwise(options):
+            if word in switches and value.lower() in AMBIGUOUS_VALUES:
+                self.error(
+                    f"{value!r} after {word} may be its value or an argument of its own; write {word}={value}, or put "
+                    "the argument first"
+                )
         completed = [
-            f"{word}=True" if word in switches and next_word not in TRUTH_VALUES else word
-            for word, next_word in zip(options, following, strict=False)
+            f"{word}=True" if word in switches and following.lower() not in ("true", "false") else word
+            for word, following in zip(options, [*options[1:], ""], strict=True)
         ]
         return completed + argv[end:]
 
@@ -247,6 +259,17 @@ class RepeatedOption(Action):
         """Add a value to those before."""
         earlier = getattr(namespace, self.dest, None)
         setattr(namespace, self.dest, [*(earlier if isinstance(earlier, list) else []), values])
+
+
+def _expand_users(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Replace "~" at the beginning of paths: a shell leaves it in `--output_dir=~/runs`."""
+    return {name: _expand_user(value) if name.endswith(PATHS) else value for name, value in values.items()}
+
+
+def _expand_user(value: Any) -> Any:
+    if isinstance(value, list):
+        return list(map(_expand_user, value))
+    return os.path.expanduser(value) if isinstance(value, str) else value
 
 
 def is_another_model(word: str, words: Sequence[str]) -> bool:

@@ -156,7 +156,11 @@ class EvaluateArguments:
 
     def is_model(self, name: str) -> bool:
         """Whether a system is a model; otherwise it is a file of translations."""
-        return name == self._model_name or name != self.predictions_file and not Path(name).is_file()
+        return (
+            name == self._model_name
+            or name != self.predictions_file
+            and not (Path(name).exists() and not Path(name).is_dir())
+        )
 
     @property
     def test_type(self) -> str | None:

@@ -79,7 +79,8 @@ class ScoreArguments:
     )
     json: bool = field(default=False, metadata={"help": "Write a JSON object per line."})
     length_penalty: float | None = field(
-        default=None, metadata={"help": "Of the penalized score; by default that of the model's own search."}
+        default=None,
+        metadata={"help": "Exponent alpha of the penalized score; by default that of the model's own search."},
     )
     batch_tokens: int = field(
         default=BATCH_TOKENS, metadata={"help": "Tokens of a side scored together; a GPU takes many more."}

@@ -7,6 +7,7 @@ from datasets import Dataset, Features, Value
 from transformers import PreTrainedTokenizerFast
 
 from ..errors import UserError
+from ..language_tags_vanilla_transformer import is_blank
 from .bpe_dropout import SYMBOL_COLUMNS, BpeDropout
 from .caching import cache_errors, cache_key
 from .limits import LengthLimits, check_count
@@ -160,7 +161,7 @@ def encode_batch(
         tokenizer(batch["target"], return_attention_mask=False, verbose=False)["input_ids"],
         strict=True,
     ):
-        blank = not source.strip() or not target.strip()
+        blank = is_blank(source) or is_blank(target)
         dropped = _EMPTY if blank else _check_lengths(len(source_ids), len(target_ids), limits)
         columns["input_ids"].append(source_ids if dropped == KEPT else [])
         columns["labels"].append(target_ids if dropped == KEPT else [])

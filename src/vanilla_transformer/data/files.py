@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..errors import UserError
+from .text_files import is_gzip
 
+# Names of compressed files that would hold plain text.
+_NOT_WRITTEN = (".bz2", ".xz", ".lzma", ".zst", ".zip", ".tgz", ".7z")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -48,12 +51,28 @@ def check_writable(folder: Path) -> None:
         raise UserError(f"can't write into {folder}: {error.strerror}; give another --output_dir") from error
 
 
+def check_output_name(path: str | os.PathLike) -> None:
+    """Refuse a name that says what the file would not be.
+
+    Raises:
+        UserError: It ends as that of a compressed file, but not in `.gz`, or it is "-".
+    """
+    if os.fspath(path) == "-":
+        raise UserError('the output file is "-", which would be a file of that name; leave it out for standard output')
+    if Path(path).suffix.lower() in _NOT_WRITTEN:
+        raise UserError(
+            f"the output file {path} would not be compressed, whatever its name says; give one that ends in .gz, or in "
+            "nothing of the kind"
+        )
+
+
 def check_new_output(path: str | os.PathLike) -> None:
     """Refuse a path at which no new file can be written, before anything is computed.
 
     Raises:
-        UserError: The file exists, or its folder does not or can't be written into.
+        UserError: The file exists, its folder does not or can't be written into, or as in `check_output_name`.
     """
+    check_output_name(path)
     path = Path(path)
     if os.path.lexists(path):
         raise _exists(path)
@@ -74,14 +93,16 @@ def new_output(path: str | os.PathLike, *, binary: bool = False, keep_partial: b
             nothing is left.
 
     Raises:
-        UserError: The file (or, with `keep_partial`, its partial file) exists, can't be created, or the disk is full.
+        UserError: The file (or, with `keep_partial`, its partial file) exists, can't be created, or the disk is full;
+            or as in `check_output_name`.
     """
+    check_output_name(path)
     path = Path(path)
     if os.path.lexists(path):
         raise _exists(path)
     partial = partial_path(path) if keep_partial else _unique_partial(path)
     try:
-        file = _open_new(partial, binary, compress=path.suffix == ".gz")
+        file = _open_new(partial, binary, compress=is_gzip(path))
     except FileExistsError as error:
         raise UserError(f"{partial} holds an unfinished output; continue it, or remove it first") from error
     except OSError as error:

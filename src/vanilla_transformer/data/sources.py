@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import UserError
 from ..language_tags_vanilla_transformer import check_target_language, tag_sources
 from .normal_form import normalize_sources
+from .text_files import is_text
 
 
 def prepare_sources(
@@ -28,6 +29,25 @@ def prepare_sources(
         return tag_sources(tokenizer, normalize_sources(tokenizer, sources), target_lang)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def check_texts(texts: Sequence[str], what: str, first: int = 1) -> None:
+    """Refuse what is no text, before the tokenizer does it with a sentence about its own types.
+
+    Args:
+        texts: Strings.
+        what: What one of them is, such as "sentence".
+        first: Number of the first.
+
+    Raises:
+        TypeError: One is no string.
+        UserError: One has half of a surrogate pair.
+    """
+    for number, text in enumerate(texts, start=first):
+        if not isinstance(text, str):
+            raise TypeError(f"{what} {number:,} must be a string, not a {type(text).__name__}")
+        if not is_text(text):
+            raise UserError(f"{what} {number:,} has half of a surrogate pair; write the character whole")
 
 
 def check_target_lang(tokenizer: PreTrainedTokenizerBase, target_lang: str | None) -> None:

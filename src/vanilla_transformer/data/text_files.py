@@ -16,7 +16,8 @@ from ..errors import UserError
 
 MAX_LINE_BYTES = 1 << 24  # a long novel has a few million
 _SMALL = 1 << 28  # bytes that any file may unpack to
-_GZIP_MAGIC = b"\x1f\x8b"
+_GZIP = ".gz"
+_MAGIC = {b"\x1f\x8b": "gzip", b"BZh91AY&SY": "bzip2", b"\xfd7zXZ\0": "xz", b"(\xb5/\xfd": "zstd", b"PK\3\4": "zip"}
 
 NumberedRow = tuple[int, dict[str, Any] | None]  # line number in the file, and columns; None for a blank line
 
@@ -27,7 +28,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
 
 
 def iterate_lines(path: str | os.PathLike, *, keep_ends: bool = False) -> Iterator[str]:
-    """Yield the lines of a UTF-8 text file, decompressed if its name ends in `.gz`.
+    """Yield the lines of a UTF-8 text file, decompressed if its name ends in `.gz`, in letters of either case.
 
     Lines end at a line feed (or carriage return and line feed) and nowhere else. A byte order mark is removed.
 
@@ -43,15 +44,13 @@ def iterate_lines(path: str | os.PathLike, *, keep_ends: bool = False) -> Iterat
     number = size = 0
     line = b""
     try:
-        with gzip.open(path) if path.endswith(".gz") else open(path, "rb") as file:
+        with gzip.open(path) if is_gzip(path) else open(path, "rb") as file:
             # Text is packed to a third or a tenth; a file that unpacks to 500 times its size is made to fill the disk.
-            most = max(_SMALL, 500 * os.fstat(file.fileno()).st_size) if path.endswith(".gz") else math.inf
+            most = max(_SMALL, 500 * os.fstat(file.fileno()).st_size) if is_gzip(path) else math.inf
             for number, line in enumerate(iter(partial(file.readline, MAX_LINE_BYTES + 1), b""), start=1):
                 size += len(line)
                 if size > most:
                     raise UserError(f"{path}, line {number}: the file unpacks to 500 times its size; is it text?")
-                if number == 1 and line.startswith(_GZIP_MAGIC):
-                    raise UserError(f"{path} is compressed with gzip; give it a name that ends in .gz")
                 text = decode_line(line, number, path)
                 yield text if keep_ends else text.removesuffix("\n").removesuffix("\r")
     except (OSError, EOFError, zlib.error) as error:
@@ -68,8 +67,12 @@ def decode_line(line: bytes, number: int, path: str) -> str:
         path: What the text is called in an error.
 
     Raises:
-        UserError: The line is longer, isn't UTF-8, or holds a NUL.
+        UserError: The line is longer, isn't UTF-8, holds a NUL, or is the first of a compressed file.
     """
+    if number == 1 and (kind := next((kind for magic, kind in _MAGIC.items() if line.startswith(magic)), None)):
+        raise UserError(
+            f"{path} is compressed with {kind}; unpack it first, or give a file of gzip a name that ends in {_GZIP}"
+        )
     if len(line) > MAX_LINE_BYTES:
         raise UserError(f"{path}, line {number} has over {MAX_LINE_BYTES:,} bytes; put one sentence on it")
     try:
@@ -87,9 +90,14 @@ def decode_line(line: bytes, number: int, path: str) -> str:
     return text
 
 
+def is_gzip(path: str | os.PathLike) -> bool:
+    """Return whether a file is gzipped, by its name."""
+    return os.fspath(path).lower().endswith(_GZIP)
+
+
 def table_format(path: str) -> str | None:
     """Return the extension that names a table's format (".tsv", ".csv" or ".jsonl"), or None for another file."""
-    extension = Path(path.removesuffix(".gz")).suffix
+    extension = _extension(path)
     return extension if extension in _ROW_READERS else None
 
 
@@ -99,7 +107,12 @@ def iterate_rows(path: str) -> Iterator[NumberedRow]:
     Raises:
         UserError: As in `iterate_lines`, or a row is malformed; the message has file and line.
     """
-    return _ROW_READERS[Path(path.removesuffix(".gz")).suffix](path)
+    return _ROW_READERS[_extension(path)](path)
+
+
+def _extension(path: str) -> str:
+    """Return the extension of a name, but for that of gzip."""
+    return Path(path[: -len(_GZIP)] if is_gzip(path) else path).suffix
 
 
 def _read_tsv(path: str) -> Iterator[NumberedRow]:
@@ -169,7 +182,10 @@ def parse_object(line: str, where: str) -> dict[str, Any] | None:
 
 def is_text(value: Any) -> bool:
     """Return whether a value is a string that UTF-8 can encode: JSON can hold half of a surrogate pair."""
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+    try:
+        return isinstance(value, str) and value.encode() is not None
+    except UnicodeEncodeError:
+        return False
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

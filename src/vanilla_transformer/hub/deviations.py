@@ -61,6 +61,7 @@ def _compare_architecture(config: PreTrainedConfig) -> list[_Comparison]:
         ("dropout", "{} (base), {} (big)".format(*dropouts), f"{config.dropout:g}", config.dropout in dropouts),
         ("dropout on attention weights", "none", f"{config.attention_dropout:g}", config.attention_dropout == 0),
         ("dropout on activations", "none", f"{config.activation_dropout:g}", config.activation_dropout == 0),
+        ("attention's projections", "no bias", "with a bias", False),
         ("activation", "relu", escape(activation), activation == "relu"),
         ("embeddings", "times sqrt(d_model)", "not scaled", config.scale_embedding),
         ("embeddings and output layer", "one matrix", "three matrices", config.tie_word_embeddings),

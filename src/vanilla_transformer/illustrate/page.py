@@ -17,6 +17,7 @@ from ..data.files import check_new_output, new_output
 from ..data.secrets import mask_secrets
 from ..errors import UserError
 from ..hub.provenance import Run
+from ..language_tags_vanilla_transformer import is_blank
 from ..training.record import read_record
 from .classic import train_classic
 from .payload import make_payload
@@ -132,7 +133,7 @@ def check_sentence(sentence: str) -> None:
     Raises:
         UserError: It is blank or has a line break.
     """
-    if not sentence.strip():
+    if is_blank(sentence):
         raise UserError("the sentence is blank; give one with at least a word")
     if len(sentence.splitlines()) > 1:
         raise UserError("the sentence has a line break; give one line")

@@ -16,7 +16,7 @@ from ..errors import UserError
 from ..hub.provenance import Data
 from ..inference.model_files import RECORD_NAME
 from ..inference.settings import is_finite_number, is_integer
-from ..language_tags_vanilla_transformer import tagged_languages
+from ..language_tags_vanilla_transformer import is_blank, tagged_languages
 from ..training.checkpoints import read_log
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def example_pairs(data: Data | None, tokenizer: PreTrainedTokenizerBase, max_tok
     return [
         (source, target)
         for source, target in islice(_unseen_pairs(data, tokenizer), MOST_PAIRS)
-        if source.strip()
+        if not is_blank(source)
         and len(source.splitlines()) == 1
         and len(tokenizer(source, verbose=False)["input_ids"]) <= max_tokens
     ]

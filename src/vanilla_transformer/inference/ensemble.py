@@ -1,6 +1,6 @@
 """Several models that translate together: at each step the mean of their probabilities.
 
-p(y | Y, X) = 1/n sum_k p_k(y | Y, X), as fairseq, Marian and Sockeye have it: a mean of probabilities, not of their
+p(y | Y, X) = 1/n sum_k p_k(y | Y, X), as fairseq and Sockeye have it: a mean of probabilities, not of their
 logarithms. Each model has its own encoder, memory and cache, so that sizes may differ; only the types of the
 vocabulary must be the same.
 """

@@ -14,7 +14,7 @@ def describe_translations(sentence: str, translations: list[Translation]) -> dic
     """Collect what the JSON says of a sentence; with alignments also the words that they count."""
     described: dict[str, Any] = {"source": sentence, "translations": []}
     for text, score, alignment in translations:
-        described["translations"].append({"text": text, "score": None if math.isnan(score) else score})
+        described["translations"].append({"text": text, "score": score if math.isfinite(score) else None})
         if alignment is not None:
             described["source_words"] = split_into_words(sentence)
             described["translations"][-1] |= {"words": split_into_words(text), "alignment": alignment}
@@ -35,7 +35,7 @@ def read_nbest(path: str) -> Iterator[tuple[str, list[Translation]]]:
             source = row["source"]
             if not translations or not is_text(source):
                 raise ValueError
-        except (KeyError, TypeError, ValueError, AttributeError):
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
             raise UserError(
                 f"{where}: {line.strip()[:40]!r} is no n-best list; give what translate --json writes"
             ) from None

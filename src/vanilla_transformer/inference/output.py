@@ -15,8 +15,8 @@ from typing import Any, BinaryIO
 
 from filelock import FileLock, Timeout
 
-from ..data.files import new_output, partial_path, publish
-from ..data.text_files import iterate_lines
+from ..data.files import check_output_name, new_output, partial_path, publish
+from ..data.text_files import is_gzip, iterate_lines
 from ..errors import UserError
 from .translate import WINDOW_SIZE
 
@@ -58,12 +58,15 @@ class TranslationOutput:
             resume: Whether to continue an unfinished output.
 
         Raises:
-            UserError: The output exists already, can't be created, or is unfinished and `resume` is false.
+            UserError: The output exists already, can't be created, is being written by another run, or is unfinished
+                and `resume` is false; or as in `check_output_name`.
         """
+        check_output_name(self.path)
         if os.path.lexists(self.path):
             raise UserError(f"the output file {self.path} exists already; name a new one, or remove it first")
         if not self.path.parent.is_dir():
             raise UserError(f"can't write the output file {self.path}: there is no folder {self.path.parent}")
+        self._check_not_locked()
         has_partial, has_description = os.path.lexists(self.partial), os.path.lexists(self.description)
         if has_partial and not has_description:
             raise UserError(
@@ -116,12 +119,25 @@ class TranslationOutput:
                 finally:
                     Path(f"{self.partial}.lock").unlink(missing_ok=True)
         except Timeout as error:
-            raise UserError(f"{self.partial} is being written by another run; wait for it to end") from error
+            raise self._in_use() from error
         except OSError as error:
             if isinstance(error, BrokenPipeError) or error.filename not in (None, *map(str, self._files())):
                 raise
             hint = "make room, and continue it with resume" if self.is_unfinished else "check the path and the space"
             raise UserError(f"can't write the output file {self.path}: {error.strerror}; {hint}") from error
+
+    def _check_not_locked(self) -> None:
+        """Refuse an output that another run is writing: what it has written so far is not to be removed."""
+        lock = Path(f"{self.partial}.lock")
+        if lock.exists():
+            try:
+                with FileLock(lock, timeout=0):
+                    pass  # left by a run that was killed
+            except Timeout as error:
+                raise self._in_use() from error
+
+    def _in_use(self) -> UserError:
+        return UserError(f"{self.partial} is being written by another run; wait for it to end")
 
     def _files(self) -> tuple[Path, ...]:
         return self.path, self.partial, self.description, Path(f"{self.partial}.lock")
@@ -131,7 +147,7 @@ class TranslationOutput:
         if source is not None:
             self._describe(source)
         with open(self.partial, "r+b" if source is not None and self.partial.exists() else "x+b") as file:
-            writer = OutputWriter(file, self.path.suffix == ".gz", self.lines_per_sentence, self.sentences)
+            writer = OutputWriter(file, is_gzip(self.path), self.lines_per_sentence, self.sentences)
             try:
                 yield writer
                 writer.finish()

@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.batching import TranslationCollator
 from ..data.normal_form import missed_form
-from ..data.sources import check_target_lang, prepare_sources
+from ..data.sources import check_target_lang, check_texts, prepare_sources
 from ..data.tokenization import check_added_tokens, check_appends_eos
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
@@ -199,9 +199,11 @@ class _PairEncoder:
 
     def encode(self, window: Sequence[Pair]) -> list[_EncodedPair]:
         """Return the pairs as ids, the longest first."""
+        check_texts([source for source, _ in window], "the source of pair", self.first_pair)
         sources = prepare_sources(self.tokenizer, [source for source, _ in window], self.target_lang)
         source_ids = self.tokenizer(sources, verbose=False)["input_ids"]
         texts = [target if isinstance(target, str) else "" for _, target in window]
+        check_texts(texts, "the target of pair", self.first_pair)
         self._check_form(texts)
         text_ids = self.tokenizer(texts, verbose=False)["input_ids"]
         encoded = []

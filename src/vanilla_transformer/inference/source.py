@@ -1,12 +1,13 @@
 """What to translate: sentences of the command line, a file or standard input, and what translations begin with."""
 
 import hashlib
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import islice, tee
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from ..data.text_files import MAX_LINE_BYTES, decode_line, is_text, iterate_lines, parse_object
 from ..errors import UserError
@@ -156,7 +157,12 @@ class Source:
 
 def iterate_stdin() -> Iterator[str]:
     """Yield the lines of standard input as they come."""
-    lines = iter(partial(sys.stdin.buffer.readline, MAX_LINE_BYTES + 1), b"")
+    try:
+        # A buffer of its own: Python aborts if it ends while a thread waits for a line in sys.stdin's.
+        stdin: BinaryIO = open(os.dup(sys.stdin.fileno()), "rb")
+    except (OSError, ValueError):  # no file, as in a notebook or a test
+        stdin = sys.stdin.buffer
+    lines = iter(partial(stdin.readline, MAX_LINE_BYTES + 1), b"")
     for number, line in enumerate(lines, start=1):
         yield decode_line(line, number, STDIN).removesuffix("\n").removesuffix("\r")
 

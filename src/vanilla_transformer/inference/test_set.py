@@ -7,7 +7,7 @@ from datasets import Dataset
 
 from ..data.limits import take_pairs
 from ..data.numbers import number_pairs
-from ..data.text_files import read_lines
+from ..data.text_files import read_lines, table_format
 from ..errors import UserError
 
 
@@ -35,8 +35,10 @@ class TestSet:
         """Read a file with a line for each sentence; return those that are scored.
 
         Raises:
-            UserError: It can't be read, or has another number of lines than the test set.
+            UserError: It can't be read, is a table, or has another number of lines than the test set.
         """
+        if table := table_format(path):
+            raise UserError(f"{path} is a {table} table, and each of its lines would count as a text; give plain text")
         lines = read_lines(path)
         if len(lines) != self.size:
             raise UserError(

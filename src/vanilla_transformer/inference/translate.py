@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from functools import cache, partial
 from itertools import chain, islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -14,12 +14,12 @@ from tqdm import tqdm
 from transformers import GenerationConfig, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..base_vanilla_transformer import TOKENS_BEYOND_SOURCE
-from ..data.sources import check_target_lang, pad_sources, prepare_sources
+from ..data.sources import check_target_lang, check_texts, pad_sources, prepare_sources
 from ..data.tokenization import check_added_tokens, decode_batch
 from ..errors import UserError
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
-from ..language_tags_vanilla_transformer import language_tag, leading_language, tagged_languages
+from ..language_tags_vanilla_transformer import is_blank, language_tag, leading_language, tagged_languages
 from .alignments import Alignment, align
 from .ensemble import Ensemble, as_one_model
 from .paragraphs import SentenceSplitter, join_translations
@@ -274,9 +274,10 @@ def _translate(
     """
     with nullcontext() if bar is None else bar:
         for window in windows:
+            check_texts(window, "sentence", batcher.first_sentence)
             texts = [[text] if splitter is None else splitter.split(text) for text in window]
             if splitter is not None:
-                batcher.check_texts(texts)
+                batcher.check_tags(texts)
             sentences = list(chain.from_iterable(texts))
             numbers = [number for number, text in enumerate(texts) for _ in text]
             prefixes = target_prefixes.take(len(sentences))
@@ -354,8 +355,9 @@ class _SourceBatcher:
         self.min_counted_length = max(MIN_COUNTED_LENGTH, hypotheses)
         self.max_source_length, self.too_long = max_source_length, too_long
         self.first_sentence = first_sentence  # number of the first sentence of the next window
+        self.has_warned = False  # of an unknown character
 
-    def check_texts(self, texts: list[list[str]]) -> None:
+    def check_tags(self, texts: list[list[str]]) -> None:
         """Refuse a text of several sentences that begins with a tag, which would be that of its first sentence only."""
         languages = tagged_languages(self.tokenizer)
         for number, sentences in enumerate(texts, start=self.first_sentence):
@@ -374,14 +376,27 @@ class _SourceBatcher:
             window: The sentences.
             numbers: For each the number of the text that it is from, from 0.
         """
-        indices = [index for index, sentence in enumerate(window) if sentence.strip()]
+        indices = [index for index, sentence in enumerate(window) if not is_blank(sentence)]
         sources = prepare_sources(self.tokenizer, [window[index] for index in indices], self.target_lang)
         token_ids = self.tokenizer(sources, verbose=False)["input_ids"] if sources else []
+        self._report_unknown([numbers[index] for index in indices], token_ids)
         limited = map(self._limit_length, [numbers[index] for index in indices], token_ids)
         pairs = list(zip(indices, limited, strict=True))
         self.first_sentence += numbers[-1] + 1 if numbers else 0
         pairs.sort(key=lambda pair: len(pair[1]), reverse=True)
         return cut_into_batches(pairs, lambda pair: max(len(pair[1]), self.min_counted_length), self.batch_tokens)
+
+    def _report_unknown(self, numbers: list[int], token_ids: list[list[int]]) -> None:
+        """Warn of the first sentence with a part that a tokenizer without bytes does not know."""
+        unknown = self.tokenizer.unk_token_id
+        number = next((number for number, ids in zip(numbers, token_ids, strict=True) if unknown in ids), None)
+        if number is not None and not self.has_warned:
+            self.has_warned = True
+            logger.warning(
+                "sentence %s: the tokenizer does not know a part of it, which becomes %s; later ones are not named",
+                f"{self.first_sentence + number:,}",
+                self.tokenizer.unk_token,
+            )
 
     def _limit_length(self, number: int, ids: list[int]) -> list[int]:
         """Return the ids of a sentence of text `number`, truncated to `max_source_length` with `</s>` kept."""
@@ -447,10 +462,17 @@ def _run_generate(
             tokenizer=tokenizer,  # for stop strings
             **settings,
         )
+    if tokenizer.unk_token_id is not None and (output.sequences == tokenizer.unk_token_id).any():
+        _log_unknown_once(str(tokenizer.unk_token))
     texts = decode_batch(tokenizer, output.sequences)
     scores = output.get("sequences_scores")
     scores = [math.nan] * len(texts) if scores is None else scores.tolist()
     return list(map(Translation, texts, scores)), output.sequences
+
+
+@cache
+def _log_unknown_once(token: str) -> None:
+    logger.warning("the model wrote %s, for what its tokenizer has no text; it is left out of the translations", token)
 
 
 def _explain_memory(sentences: int, num_beams: int) -> AbstractContextManager[None]:

@@ -13,12 +13,14 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from ..data.normal_form import missed_form
 from ..data.sources import prepare_sources
 from ..errors import UserError, require
 from ..eval_mode_vanilla_transformer import eval_mode
 from ..generation_vanilla_transformer import gnmt_beam_search, search_settings
 from ..inference.alignments import with_attention_weights
 from ..inference.settings import new_tokens_limit
+from ..language_tags_vanilla_transformer import is_blank
 from ..modeling_vanilla_transformer import shift_right
 from .figures import DPI
 
@@ -105,7 +107,7 @@ def attention_maps(
     for name, text in texts.items():
         if not isinstance(text, str):
             raise TypeError(f"attention_maps() takes one {name}, a string; this is a {type(text).__name__}")
-        if not text.strip():
+        if is_blank(text):
             raise UserError(f"the {name} is blank; there is nothing that could attend to anything")
     input_ids = _ids(model, tokenizer, *prepare_sources(tokenizer, [source]))
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
@@ -118,6 +120,8 @@ def attention_maps(
             written = model.generate(**inputs, **search, num_return_sequences=1, do_sample=False)  # type: ignore[operator] # GenerationMixin
             decoder_input_ids = written[:, :-1]  # the last token is never read
         else:
+            if (form := missed_form(tokenizer, target)) is not None:
+                logger.warning("the target is not in Unicode normal form %s, which the model was trained on", form)
             labels = _ids(model, tokenizer, target)
             decoder_input_ids = shift_right(labels, model.config.pad_token_id, model.config.decoder_start_token_id)
         readable: Any = with_attention_weights(model)

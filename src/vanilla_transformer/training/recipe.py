@@ -67,7 +67,7 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
     ema_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Decay of an exponential moving average of the weights, which is validated and saved (0.999)."
+            "help": "Decay of an exponential moving average of the weights, which is validated and saved; 0.999 is usual."
         },
     )
     max_minutes: float | None = field(
@@ -85,7 +85,9 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
     # Validation, checkpoints and logging
     eval_strategy: str = field(default="steps", metadata={"help": "When to validate: steps, epoch or no."})
     eval_steps: float = field(default=1_000, metadata={"help": "Steps between validations."})
-    save_strategy: str = field(default="steps", metadata={"help": "When to save a checkpoint: steps, epoch or no."})
+    save_strategy: str = field(
+        default="steps", metadata={"help": "When to save a checkpoint: no, steps, epoch or best."}
+    )
     save_steps: float = field(default=1_000, metadata={"help": "Steps between checkpoints."})
     save_total_limit: int | None = field(
         default=2, metadata={"help": "Number of checkpoints to keep; 2 are the best and the last one."}
@@ -182,7 +184,7 @@ def set_paper_learning_rate(args: PaperTrainingArguments, d_model: int, total_st
 
 
 # Total steps (table 3), and the number of last checkpoints that are averaged (section 6.1). "tiny" is not in the paper:
-# Wu et al. 2021 trained it for 8,000 updates on Multi30k; its other values are ours.
+# its batch, warm-up and 8,000 updates are Wu et al.'s (2021) on Multi30k.
 RECIPES: dict[str, dict[str, Any]] = {
     "tiny": {"max_steps": 8_000, "save_total_limit": 10, "per_device_train_tokens": 4_096, "warmup_steps": 2_000},
     "base": {"max_steps": PAPER_STEPS, "save_total_limit": 5},

@@ -237,9 +237,14 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
     def _determine_best_metric(self, *args: Any, **kwargs: Any) -> bool:
         """Compare a validation with the best one; a new best is saved, also between two checkpoints."""
         is_new = super()._determine_best_metric(*args, **kwargs)
-        keeps_best = self.args.load_best_model_at_end or getattr(self.args, "early_stopping_patience", None) is not None
-        self.control.should_save |= is_new and keeps_best and self.args.save_strategy != SaveStrategy.NO
+        self.control.should_save |= is_new and self._keeps_best and self.args.save_strategy != SaveStrategy.NO
         return is_new
+
+    @property
+    def _keeps_best(self) -> bool:
+        """Whether the best checkpoint is kept; otherwise it would stand among the last ones, which are averaged."""
+        patience = getattr(self.args, "early_stopping_patience", None)
+        return bool(self.args.load_best_model_at_end) or patience is not None
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Create the optimizer.
@@ -417,7 +422,7 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
         rotate_checkpoints(
             output_dir=str(run_dir),
             save_total_limit=self.args.save_total_limit,
-            best_model_checkpoint=self.state.best_model_checkpoint,
+            best_model_checkpoint=self.state.best_model_checkpoint if self._keeps_best else None,
             use_mtime=True,
         )
 

@@ -122,7 +122,7 @@ export default {
     "What a word means depends on the words around it. In **self-attention** each word collects from all words of the sentence what it can use, itself included. How much it takes from each is not fixed: it is computed from the words themselves. Choose a word and follow it through one head.",
   "attention.step1.title": "Query, key and value",
   "attention.step1.text":
-    "The word's vector *x* ({d} numbers) is multiplied by three learned matrices and becomes three shorter vectors of *d*_k = {dk} numbers: a **query** *q*, what the word looks for; a **key** *k*, under which it can be found; and a **value** *v*, what it hands over. The chosen word asks with its query; every word, the chosen one too, answers with its key and its value.",
+    "The word's vector *x* ({d} numbers) is multiplied by three learned matrices (this model also adds a bias to each product) and becomes three shorter vectors of *d*_k = {dk} numbers: a **query** *q*, what the word looks for; a **key** *k*, under which it can be found; and a **value** *v*, what it hands over. The chosen word asks with its query; every word, the chosen one too, answers with its key and its value.",
   "attention.step1.input": "Input vector of “{word}”",
   "attention.step1.query": "Query of “{word}”",
   "attention.step1.keys": "Keys of all words",

@@ -67,7 +67,7 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
     ema_decay: float | None = field(
         default=None,
         metadata={
-            "help": "Decay of an exponential moving average of the weights, which is validated and saved; 0.999 is usual."
+            "help": "Decay of an exponential moving average of the weights, which is validated and saved; say 0.999."
         },
     )
     max_minutes: float | None = field(

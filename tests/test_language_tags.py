@@ -161,7 +161,7 @@ def test_ctranslate2_obeys_the_tag(model, tokenizer, tmp_path):
 )
 def test_a_text_with_nothing_to_see_is_blank(text, model, tokenizer):
     assert is_blank(text) and not is_blank(f"{text}.")
-    (translation,) = translate(model, tokenizer, [text], target_lang="de", **SHORT)[0]
+    ((translation,),) = translate(model, tokenizer, [text], target_lang="de", **SHORT)
     assert (translation.text, translation.score) == ("", 0.0)
     assert tag_sources(tokenizer, [text], "de") == [text]
 

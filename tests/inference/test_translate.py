@@ -271,6 +271,6 @@ def test_a_limit_that_is_set_counts_alone(model, tokenizer, num_beams, search):
 
 def test_what_is_no_text_is_named(model, tokenizer):
     with pytest.raises(UserError, match="sentence 2 has half of a surrogate pair; write the character whole"):
-        translate(model, tokenizer, ["a", "b \ud800"])
+        list(translate(model, tokenizer, ["a", "b \ud800"]))
     with pytest.raises(TypeError, match="sentence 1 must be a string, not a NoneType"):
-        translate(model, tokenizer, [None])
+        list(translate(model, tokenizer, [None]))

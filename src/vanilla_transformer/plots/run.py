@@ -36,11 +36,9 @@ def plot_run(log_history: Sequence[dict[str, float]], path: str | Path) -> None:
     minutes = {line["step"]: line["minutes"] for line in log_history if "minutes" in line}
     if len(minutes) > 1:
         steps, times = np.array(list(minutes.items())).T
-        axis = loss_axis.secondary_xaxis(
-            "top", functions=(lambda step: np.interp(step, steps, times), lambda time: np.interp(time, times, steps))
-        )
-        axis.set_xlabel("minutes")
-        ticks = require("matplotlib.ticker", "plots").MaxNLocator(8)
-        axis.set_xticks([tick for tick in ticks.tick_values(0, times[-1]) if times[0] <= tick <= times[-1]])
+        axis = loss_axis.secondary_xaxis("top", xlabel="minutes")
+        ticks = require("matplotlib.ticker", "plots").MaxNLocator(8).tick_values(0, times[-1])
+        shown = [tick for tick in ticks if times[0] <= tick <= times[-1]]
+        axis.set_xticks(np.interp(shown, times, steps), labels=[f"{tick:g}" for tick in shown])
     figure.legend(loc="outside upper center", ncols=len(curves))
     replace_picture(figure, path)

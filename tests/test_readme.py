@@ -25,7 +25,6 @@ SMALL_BENCHMARKS = {
     "benchmarks/kill_training.py": "--random_kills 0 --event_kills 1",
 }
 RUN_ELSEWHERE = "benchmarks/engines.py"  # minutes: the slow test of tests/convert/test_export.py runs it
-EXPLAINED_ONLY = ("kill_and_resume",)  # an hour; docs/resuming.md has its figures
 # Each page uses what the pages before it made.
 PAGES = (
     "README.md",
@@ -155,7 +154,7 @@ def test_commands_and_examples_run_as_written(run_page, page):
 def test_every_command_and_benchmark_is_shown():
     commands = " ".join(command for page in PAGES for command in page_commands(page))
     assert set(re.findall(r"vanilla-transformer (\w+)", commands)) == set(COMMANDS)
-    benchmarks = {path.stem for path in (ROOT / "scripts" / "benchmarks").glob("*.py")} - {"common", *EXPLAINED_ONLY}
+    benchmarks = {path.stem for path in (ROOT / "scripts" / "benchmarks").glob("*.py")} - {"common"}
     assert set(re.findall(r"scripts/benchmarks/(\w+)\.py", commands)) == benchmarks
 
 

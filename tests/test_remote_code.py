@@ -67,6 +67,33 @@ def test_a_loaded_model_is_bit_equal(tied, max_shard_size, dtype, tmp_path):
     assert len(matrices) == (1 if tied else 3)
 
 
+@torch.no_grad()
+def test_a_model_that_returns_tuples_computes_the_same(tmp_path):
+    model, batch = small_model(), ragged_batch()
+    model.save_pretrained(tmp_path)
+    loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path, return_dict=False)
+    for part, expected in ((loaded, model), (loaded.model, model.model)):
+        returned = part(**batch, output_attentions=True)
+        assert isinstance(returned, tuple)
+        assert torch.equal(returned[0], expected(**batch)[0])
+        assert part(**batch, output_attentions=True, return_dict=True).keys() == {
+            *("logits" if part is loaded else "last_hidden_state", "past_key_values", "encoder_last_hidden_state"),
+            *("decoder_attentions", "cross_attentions", "encoder_attentions"),
+        }
+    for search in ({}, {"num_beams": 2}, {"num_beams": 2, "custom_generate": vanilla_transformer.gnmt_beam_search}):
+        arguments = {"attention_mask": batch["attention_mask"], "max_new_tokens": 6, **search}
+        assert torch.equal(
+            loaded.generate(batch["input_ids"], **arguments), model.generate(batch["input_ids"], **arguments)
+        )
+
+
+def test_the_other_file_of_a_config_is_not_saved_on(tmp_path):
+    config = small_config()
+    config.configuration_files = ["config.4.0.0.json"]
+    VanillaTransformerForConditionalGeneration(config).save_pretrained(tmp_path)
+    assert "configuration_files" not in json.loads((tmp_path / "config.json").read_text())
+
+
 def test_a_tied_matrix_is_saved_once(tmp_path):
     model = small_model()
     model.save_pretrained(tmp_path)

@@ -57,8 +57,9 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def __init__(self, config: VanillaTransformerConfig, *args: Any, **kwargs: Any) -> None:
-        # A save of the model does not bring the code of the pipeline that a config from the Hub may name.
-        vars(config).pop("custom_pipelines", None)
+        # A save of the model does not bring the code of the pipeline, or the other config, that a config may name.
+        for name in ("custom_pipelines", "configuration_files"):
+            vars(config).pop(name, None)
         super().__init__(config, *args, **kwargs)
 
     @classmethod
@@ -68,13 +69,17 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
         """Load a model as `PreTrainedModel.from_pretrained` does, its arguments too.
 
         Auto classes prefer the classes of an imported package to the code beside a model. So where that code is
-        trusted and the config names a class derived from this one, the derived class is loaded here.
+        trusted and the config names a class derived from this one, the derived class is loaded here, with its config.
         """
         derived = (getattr(config, "auto_map", None) or {}).get(cls._auto_class)
         if derived is not None and derived.rpartition(".")[2] != cls.__name__ and "trust_remote_code" in kwargs:
             if kwargs["trust_remote_code"]:
                 hub = {name: kwargs[name] for name in _HUB_ARGUMENTS if name in kwargs}
                 cls = get_class_from_dynamic_module(derived, pretrained_model_name_or_path, **hub)
+                if not isinstance(config, cls.config_class):
+                    attention = config._attn_implementation
+                    config = cls.config_class.from_dict(config.to_dict())
+                    config._attn_implementation = attention
                 return cls.from_pretrained(pretrained_model_name_or_path, *args, config=config, **kwargs)
             logger.warning(
                 "%s is made for the class %s; it is loaded as %s, as its code is not trusted (trust_remote_code)",
@@ -117,7 +122,7 @@ class VanillaTransformerPreTrainedModel(PreTrainedModel):
         }
 
     def warn_if_padding_and_no_attention_mask(
-        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None
+        self, input_ids: torch.Tensor | None, attention_mask: torch.Tensor | None
     ) -> None:
         """Warn as `PreTrainedModel` does, but not under `torch.func`, where ids can't be compared in Python."""
         if not is_transformed():

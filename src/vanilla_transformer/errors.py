@@ -15,6 +15,25 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
 
 
+def clean_token(token: str | None) -> str | None:
+    """Take white space, such as the end of a line, off an access token; an empty one is none.
+
+    Raises:
+        UserError: It has characters that no token has. The message does not show it.
+    """
+    if not isinstance(token, str):
+        return token
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise UserError("the access token has characters that no token has; copy it again from the Hub's settings")
+    return token or None
+
+
+def hide_token(text: str, token: str | None) -> str:
+    """Replace an access token in a text that is shown, such as a library's error, by `***`."""
+    return text.replace(token, "***") if isinstance(token, str) and token else text
+
+
 def require(module: str, extra: str) -> ModuleType:
     """Import a module that an extra of this package brings.
 

@@ -46,7 +46,7 @@ DECODING_CODE = (
     "count_positions",
     "dropout",
 )
-DECODING_CODE_DIGEST = "9b8a381bd813b820"
+DECODING_CODE_DIGEST = "a6420e092fd34669"
 
 # The modules of the decoder: what is inside each of our classes, and the weights of each of torch's.
 CHILDREN: dict[str, dict[str, str | type[nn.Module]]] = {

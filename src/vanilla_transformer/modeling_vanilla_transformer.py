@@ -411,11 +411,9 @@ class VanillaTransformerDecoder(VanillaTransformerStack):
         x = embed(self, inputs_embeds, count_positions(inputs_embeds, attention_mask, past_length))
         cache = past_key_values.self_attention_cache if past_key_values is not None else None
         mask: Any = create_causal_mask(self.config, inputs_embeds, attention_mask, past_key_values=cache)
-        memory_mask = create_bidirectional_mask(
-            self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states
-        )
+        seen_mask = create_bidirectional_mask(self.config, inputs_embeds, encoder_attention_mask, encoder_hidden_states)
         for layer in self.layers:
-            x = layer(x, encoder_hidden_states, mask, memory_mask, past_key_values=past_key_values, **kwargs)
+            x = layer(x, encoder_hidden_states, mask, seen_mask, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=x, past_key_values=past_key_values)
 
 
@@ -469,10 +467,11 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
         The arguments are those of the encoder's and the decoder's `forward`, the latter's with `decoder_` before.
         With `encoder_outputs`, what the encoder gave for this source, it does not run again.
         """
+        further = kwargs if self.config.return_dict else {**kwargs, "return_dict": True}
         encoded: Any = encoder_outputs
         if encoded is None:
             encoded = self.encoder(
-                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **kwargs
+                input_ids=input_ids, attention_mask=attention_mask, inputs_embeds=inputs_embeds, **further
             )
         elif not isinstance(encoded, BaseModelOutput):
             encoded = BaseModelOutput(*encoded[:3])
@@ -484,7 +483,7 @@ class VanillaTransformerModel(VanillaTransformerPreTrainedModel):
             past_key_values=past_key_values,
             inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
-            **kwargs,
+            **further,
         )
         return Seq2SeqModelOutput(
             last_hidden_state=decoder_outputs.last_hidden_state,
@@ -568,6 +567,7 @@ class VanillaTransformerForConditionalGeneration(VanillaTransformerPreTrainedMod
             inputs_embeds=inputs_embeds,
             decoder_inputs_embeds=decoder_inputs_embeds,
             use_cache=use_cache,
+            return_dict=True,
             **kwargs,
         )
         hidden_states, loss, logits = outputs.last_hidden_state, None, None

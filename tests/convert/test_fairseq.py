@@ -450,6 +450,13 @@ def test_a_dictionary_is_read_with_the_special_tokens_first(tmp_path):
     assert read_dictionary(path) == ["<s>", "<pad>", "</s>", "<unk>", "the@@", ",", "#", "madeupword0000"]
 
 
+def test_a_dictionary_made_from_a_sentencepiece_vocabulary_is_read(tmp_path):
+    """Its counts are scores times -1 or the like."""
+    path = tmp_path / "dict.txt"
+    path.write_text("\u2581the -0\n\u2581p -1\n", encoding="utf-8")
+    assert read_dictionary(path)[4:] == ["\u2581the", "\u2581p"]
+
+
 @pytest.mark.parametrize(
     "text, reason",
     [

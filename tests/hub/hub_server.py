@@ -293,6 +293,8 @@ class Handler(BaseHTTPRequestHandler):
                 files[value["path"]] = base64.b64decode(value["content"])
             elif key == "lfsFile":
                 files[value["path"]] = self.hub.blobs[value["oid"]]
+            elif key == "deletedFile":
+                del files[value["path"]]
             else:
                 raise Refused(501, f"the test's Hub knows no {key}")
         with self.hub.lock:

@@ -1,10 +1,24 @@
 """Answers to the bit. That `verify` compares them across processes is in test_push.py."""
 
+import itertools
+
 import torch
 from helpers import ragged_batch, small_model
 
-from vanilla_transformer.hub.answers import base_answers, config_answers, model_answers
+from vanilla_transformer.data.tokenization import train_tokenizer
+from vanilla_transformer.hub.answers import base_answers, config_answers, model_answers, tokenizer_answers
 from vanilla_transformer.hub.weights import tensor_digest
+
+
+def test_tokenizers_answer_with_their_vocabulary_and_special_tokens():
+    tokenizer = train_tokenizer(["one", "two"] * 2, 270)
+    answers = [tokenizer_answers(tokenizer, ["one"])]
+    tokenizer.bos_token = "</s>"
+    answers.append(tokenizer_answers(tokenizer, ["one"]))
+    tokenizer.add_tokens("zebra")
+    answers.append(tokenizer_answers(tokenizer, ["one"]))
+    changed = [{name for name in old if old[name] != new[name]} for old, new in itertools.pairwise(answers)]
+    assert changed == [{"special tokens"}, {"vocabulary"}]
 
 
 def test_models_answer_as_they_compute():

@@ -21,6 +21,7 @@ from vanilla_transformer.hub.weights import weights_digest
 from vanilla_transformer.inference.metrics import corpus_scores
 from vanilla_transformer.inference.translate import translate
 from vanilla_transformer.training.recipe import PaperTrainingArguments
+from vanilla_transformer.training.record import read_record, write_record
 
 # A run in the terms of docs/benchmarks.md's first: what `run.json` holds of it.
 RECORD = {
@@ -210,6 +211,14 @@ def test_a_fine_tuned_model_names_its_start(model, tokenizer):
     card = make_card(model, tokenizer, "x", record=record)
     assert dict(table_of(card, "Training"))["fine-tuned from"] == "`base`"
     assert card.data.base_model is None
+
+
+def test_a_link_to_a_checkpoint_has_the_record_of_its_run(tmp_path):
+    checkpoint = tmp_path / "run" / "checkpoint-5"
+    checkpoint.mkdir(parents=True)
+    write_record(checkpoint.parent, {"command": "train"})
+    (tmp_path / "latest").symlink_to(checkpoint)
+    assert read_record(tmp_path / "latest") == {"command": "train", "weights": ["checkpoint-5"]}
 
 
 def test_a_torn_record_is_refused(model, tokenizer):

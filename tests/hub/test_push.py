@@ -1,5 +1,6 @@
 """Saving for the Hub, pushing and checking, against a Hub on loopback."""
 
+import errno
 import json
 import runpy
 import sys
@@ -171,6 +172,52 @@ def test_a_folder_in_use_is_left_alone(run, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["precious"]
 
 
+def refuse_to_save(model, tokenizer, folder: Path) -> str:
+    """Save and push a model, which must both be refused with the same words; these."""
+    messages = set()
+    for save in (lambda: save_for_hub(model, tokenizer, folder), lambda: push_to_hub(model, tokenizer, "name")):
+        with pytest.raises(UserError) as error:
+            save()
+        messages.add(str(error.value))
+    assert not folder.exists()
+    return messages.pop() if len(messages) == 1 else pytest.fail(str(messages))
+
+
+def test_what_is_not_a_whole_model_is_refused(run, tmp_path):
+    model, tokenizer = load(str(run), device="cpu")
+    message = refuse_to_save(torch.nn.DataParallel(model), tokenizer, tmp_path / "saved")
+    assert message == "the model is wrapped (DataParallel); give the model that is inside"
+    message = refuse_to_save(model.model, tokenizer, tmp_path / "saved")
+    assert message == "a VanillaTransformerModel has no output layer; give the whole model that it is a part of"
+    packed = type("Packed", (torch.nn.Module,), {"get_extra_state": lambda self: (1, "weights")})
+    model.packed = packed()  # as torch.ao's quantized layers have among their weights
+    message = refuse_to_save(model, tokenizer, tmp_path / "saved")
+    assert message == "the model has quantized weights, which have no safetensors; give it as it was before"
+
+
+def test_a_model_with_an_adapter_is_refused_until_it_is_merged(run, tmp_path):
+    peft = pytest.importorskip("peft")
+    adapter = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", r=2, target_modules=["q_proj"])
+    model, tokenizer = load(str(run), device="cpu")
+    adapted = peft.get_peft_model(model, adapter)
+    assert "has an adapter of PEFT; merge it" in refuse_to_save(adapted, tokenizer, tmp_path / "saved")
+    save_for_hub(adapted.merge_and_unload(), tokenizer, tmp_path / "merged")
+    model.add_adapter(adapter)
+    assert "has an adapter of PEFT; merge it" in refuse_to_save(model, tokenizer, tmp_path / "saved")
+
+
+def test_only_a_full_disk_is_called_so(run, tmp_path, monkeypatch):
+    model, tokenizer = load(str(run), device="cpu")
+    for code, remedy in ((errno.ENOENT, "check the folder"), (errno.ENOSPC, "free some space")):
+
+        def fail(*args, code=code):
+            raise OSError(code, "said the system")
+
+        monkeypatch.setattr("vanilla_transformer.hub.push._save_model", fail)
+        with pytest.raises(UserError, match=f"can't write the model into .* said the system; {remedy}$"):
+            save_for_hub(model, tokenizer, tmp_path / "saved")
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -246,6 +293,19 @@ def test_who_has_no_token_or_a_wrong_one_is_told(hub, user):
         )
 
 
+def test_a_token_is_read_from_a_file_with_line_ends_and_never_shown(hub, user):
+    pushed = user("answer = push_to_hub(model, tokenizer, 'lines', card, token=token + '\\r\\n')")
+    assert pushed == "user/lines"
+    user("verify('user/lines', model, tokenizer, token=token + '\\n'); load('user/lines', token=token + '\\r')")
+    for given in ("hf_SECRET\\x00x", "hf_SECRET\\u00e9"):
+        for call in (
+            "push_to_hub(model, tokenizer, 'user/x', token='{}')",
+            "push_to_hub(model, tokenizer, 'x', token='{}')",
+        ):
+            message = user.refused(call.format(given))
+            assert message.startswith("the access token has characters that no token has") and "SECRET" not in message
+
+
 def test_nothing_public_is_taken_for_private_and_no_card_is_lost(hub, user):
     push = "push_to_hub(model, tokenizer, 'shown', card, token=token{})"
     user(push.format(""))
@@ -280,6 +340,24 @@ def test_foreign_code_in_a_repository_is_neither_joined_nor_run(hub, user, run):
     message = user.refused("verify('user/mixed', model, tokenizer, token=token)")
     assert "tokenizer_config.json has the auto_map 'me/x--y.Z', which is foreign code" in message
     assert len(hub.repositories["user/mixed"].commits) == 2 and not harm.exists()
+
+
+def test_what_an_earlier_model_left_is_removed_by_the_push_or_found(hub, user):
+    """transformers would read these with the new model's files, or, on an old index, other weights than are there."""
+    push = "push_to_hub(model, tokenizer, 'left', card, existing_card='replace', token=token)"
+    user(push)
+    pushed = dict(hub.repositories["user/left"].files)
+    left = {
+        "special_tokens_map.json": b'{"bos_token": "</s>", "unk_token": "<pad>"}',
+        "added_tokens.json": b'{"zebra": 50}',
+        "model.safetensors.index.json": b'{"weight_map": {}}',
+    }
+    hub.repositories["user/left"].files.update(left, notes=b"by hand")
+    message = user.refused("verify('user/left', model, tokenizer, token=token)")
+    assert "AutoTokenizer with the package: " in message and "special tokens differ" in message
+    user(push)
+    assert hub.repositories["user/left"].files == pushed | {"notes": b"by hand"}
+    user("verify('user/left', model, tokenizer, token=token)")
 
 
 def test_an_upload_that_is_cut_once_goes_on(hub, user, run):

@@ -295,3 +295,12 @@ def test_the_first_difference_of_two_tokenizers_is_found(tokenizer):
     unsplit = same()
     unsplit.split_special_tokens = False
     assert find_difference(tokenizer, unsplit) == ("split_special_tokens", "True", "False")
+
+
+def test_greedy_search_gives_processors_logits(models, tokenizer):
+    """As `generate()` does; of an ensemble they are the logarithms of the mean."""
+    source = tokenizer(["a dog runs"], return_tensors="pt")
+    ensemble = Ensemble(models)
+    settings = {"num_beams": 1, "max_new_tokens": 9, "repetition_penalty": 1.5}
+    expected = ensemble.generate(**source, **settings)
+    assert torch.equal(ensemble.generate(**source, **settings, custom_generate=gnmt_beam_search), expected)

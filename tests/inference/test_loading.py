@@ -67,6 +67,24 @@ def test_load_to_a_device_that_is_not_there(saved):
     assert "\n" not in str(error.value)
 
 
+def test_an_access_token_is_cleaned_and_never_shown(monkeypatch):
+    def fail(*args, token, **kwargs):
+        raise RuntimeError(f"Illegal header value Bearer {token}")
+
+    for name in ("nobody/no-such-model", "./no/such/folder"):
+        with pytest.raises(
+            UserError, match="^the access token has characters that no token has; copy it again"
+        ) as error:
+            load(name, token="hf_SECRET\x00\u00e9")
+        assert "SECRET" not in str(error.value)
+    monkeypatch.setattr("vanilla_transformer.inference.model_files.cached_file", fail)
+    for token in ("hf_SECRET\n", "\thf_SECRET\r\n"):
+        with pytest.raises(UserError, match=r"the Hugging Face Hub gave: Illegal header value Bearer \*\*\*$"):
+            load("nobody/no-such-model", token=token)
+    with pytest.raises(UserError, match="Bearer None$"):
+        load("nobody/no-such-model", token="\n")
+
+
 def damage(saved, folder, changes):
     """Copy a saved model; a change replaces a file by bytes, updates the fields of a JSON file, or calls a function."""
     for file in saved.iterdir():
@@ -123,6 +141,10 @@ def cut(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
+def shard_of_a_run(path):
+    shutil.copy(path, path.with_name("shard-00005-model-00001-of-00001.safetensors"))
+
+
 def edit_tokenizer(edit):
     """Return a change of tokenizer.json."""
 
@@ -166,6 +188,10 @@ DAMAGES = {
         {WEIGHTS: Path.unlink, f"{WEIGHTS}.index.json": {"weight_map": 3}},
         "weight_map must name",
     ),
+    "weights of a distributed run": (
+        {WEIGHTS: shard_of_a_run},
+        r"has shard-00005-model-00001-of-00001\.safetensors, which transformers would read in place",
+    ),
     "config null": ({CONFIG: b"null"}, r"config\.json holds null, not a JSON object"),
     "config list": ({CONFIG: b"[1, 2]"}, r"config\.json holds \[1, 2\], not a JSON object"),
     "config empty": ({CONFIG: b""}, r"config\.json is not JSON"),
@@ -197,6 +223,18 @@ DAMAGES = {
     "attention from the Hub": ({CONFIG: {"attn_implementation": "a/kernel"}}, "attn_implementation is 'a/kernel'"),
     "auto_map a string": ({CONFIG: {"auto_map": "x"}}, "auto_map is .*x.*; it must map"),
     "auto_map of numbers": ({CONFIG: {"auto_map": {"AutoConfig": 3}}}, "auto_map is .*3.*; it must map"),
+    "another config": ({CONFIG: {"configuration_files": ["config.4.0.0.json"]}}, "has configuration_files, so"),
+    "attention to what follows": ({CONFIG: {"is_causal": False}}, "is_causal is false, which would change what the"),
+    "attention to nothing else": ({CONFIG: {"is_causal": None}}, "is_causal is null"),
+    "a window": ({CONFIG: {"sliding_window": 2}}, "sliding_window is 2, which .*; remove the field"),
+    "a chunk": ({CONFIG: {"attention_chunk_size": 2}}, "attention_chunk_size is 2"),
+    "types of layers": ({CONFIG: {"layer_types": ["moe"]}}, r"layer_types is \[.moe.\]"),
+    "shared keys": ({CONFIG: {"num_kv_shared_layers": 1}}, "num_kv_shared_layers is 1"),
+    "reused keys": ({CONFIG: {"kv_sharing_modes": ["reuse"]}}, "kv_sharing_modes is "),
+    "code of a derived class": (
+        {CONFIG: {"auto_map": {"AutoModelForSeq2SeqLM": "loud.Loud"}}},
+        r"one of the class loud\.Loud, whose code comes with it; .* with trust_remote_code",
+    ),
     "weights by another name": ({CONFIG: {"transformers_weights": "x.bin"}}, "has transformers_weights"),
     "generation config cut off": ({GENERATION: cut}, r"generation_config\.json is not JSON"),
     "generation config null": ({GENERATION: b"null"}, r"generation_config\.json holds null"),
@@ -263,6 +301,18 @@ def test_a_model_without_generation_config_loads(saved, tmp_path):
     load(str(tmp_path), device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_beams", 0), ("length_penalty", math.nan), ("suppress_tokens", [10**6])],
+)
+def test_without_generation_config_its_fields_in_the_config_are_checked(saved, tmp_path, field, value):
+    damage(saved, tmp_path, {CONFIG: {field: value}})
+    load(str(tmp_path), device="cpu")  # not read
+    (tmp_path / GENERATION).unlink()
+    with pytest.raises(UserError, match=rf"/config\.json.*{field}"):
+        load(str(tmp_path), device="cpu")
+
+
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("form", ["whole", "shards", "base model", "float16", "all names"])
 def test_each_form_of_a_whole_model_loads(tokenizer, tmp_path, tied, form):
@@ -280,6 +330,71 @@ def test_each_form_of_a_whole_model_loads(tokenizer, tmp_path, tied, form):
     loaded, _ = load(str(tmp_path), device="cpu")
     for name, weight in model.state_dict().items():
         assert torch.equal(loaded.state_dict()[name], weight), name
+
+
+def test_weights_of_two_saves_are_refused_and_a_save_over_shards_is_not(model, tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    model.save_pretrained(tmp_path)  # removes the shards, and leaves their index
+    assert (tmp_path / f"{WEIGHTS}.index.json").exists()
+    load(str(tmp_path), device="cpu")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    with pytest.raises(UserError, match=r"has both model\.safetensors and model-00001-of-\d+\.safetensors, .*; remove"):
+        load(str(tmp_path), device="cpu")
+    (tmp_path / WEIGHTS).unlink()
+    load(str(tmp_path), device="cpu")
+    model.save_pretrained(tmp_path)
+    (tmp_path / f"{WEIGHTS}.index.json").write_text(json.dumps({"weight_map": {"lm_head.weight": WEIGHTS}}))
+    load(str(tmp_path), device="cpu")
+
+
+DERIVED = """
+import torch
+from vanilla_transformer import VanillaTransformerConfig, VanillaTransformerForConditionalGeneration
+
+
+class LoudConfig(VanillaTransformerConfig):
+    loudness: float = 3.0
+
+    @property
+    def volume(self):
+        return 2 * self.loudness
+
+
+class Loud(VanillaTransformerForConditionalGeneration):
+    config_class = LoudConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gain = torch.nn.Parameter(torch.ones(1))
+        self.post_init()
+
+    def forward(self, *args, **kwargs):
+        output = super().forward(*args, **kwargs)
+        output.logits = output.logits * self.gain * self.config.volume
+        return output
+"""
+
+
+def test_a_derived_class_is_loaded_as_itself_or_not_at_all(tokenizer, tmp_path, monkeypatch):
+    """With a weight and a config of its own, whose model type is this package's."""
+    (tmp_path / "loud.py").write_text(DERIVED)
+    monkeypatch.syspath_prepend(tmp_path)
+    module = __import__("loud")
+    fields = one_layer_config(tokenizer).to_dict()
+    del fields["auto_map"]
+    model = module.Loud(module.LoudConfig(**fields, loudness=5.0)).eval()
+    model.gain.data.fill_(7)
+    model.save_pretrained(tmp_path / "saved")
+    tokenizer.save_pretrained(tmp_path / "saved")
+    with pytest.raises(UserError, match=r"the model is one of the class loud\.Loud, .* with trust_remote_code"):
+        load(str(tmp_path / "saved"), device="cpu")
+    loaded, _ = load(str(tmp_path / "saved"), device="cpu", trust_remote_code=True)
+    assert (type(loaded).__name__, type(loaded.config).__name__) == ("Loud", "LoudConfig")
+    assert (loaded.config.volume, loaded.config._attn_implementation) == (10, "sdpa")
+    ids = torch.tensor([[5, 6, 2]])
+    with torch.no_grad():
+        assert torch.equal(loaded(input_ids=ids, labels=ids).logits, model(input_ids=ids, labels=ids).logits)
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float16", "float64"])

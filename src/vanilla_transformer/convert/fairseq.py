@@ -333,7 +333,7 @@ def read_dictionary(path: str | Path) -> list[str]:
     """
     types = dict.fromkeys(SPECIAL_TOKENS)
     for number, line in enumerate(read_lines(path), start=1):
-        entry = re.fullmatch(r"(.*) \d+( #fairseq:overwrite)?", line.rstrip())
+        entry = re.fullmatch(r"(.*) -?\d+( #fairseq:overwrite)?", line.rstrip())
         if not entry:
             raise UserError(f"{path}, line {number} is {line!r}; it must be a type and its count")
         if entry[1] in types:

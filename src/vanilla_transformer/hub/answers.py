@@ -1,5 +1,7 @@
 """What a config, a tokenizer and a model compute, as JSON values that two processes can compare bit for bit."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,9 +19,15 @@ def config_answers(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def tokenizer_answers(tokenizer: PreTrainedTokenizerBase, sentences: Sequence[str]) -> dict[str, Any]:
-    """Encode the sentences, and decode the ids again."""
+    """Encode the sentences, and decode the ids again; digest the vocabulary, and name the special tokens."""
     ids = tokenizer(list(sentences))["input_ids"]
-    return {"token ids": ids, "decoded text": tokenizer.batch_decode(ids, skip_special_tokens=True)}
+    vocabulary = json.dumps(sorted(tokenizer.get_vocab().items()))
+    return {
+        "token ids": ids,
+        "decoded text": tokenizer.batch_decode(ids, skip_special_tokens=True),
+        "vocabulary": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        "special tokens": dict(sorted(tokenizer.special_tokens_map.items())),
+    }
 
 
 @torch.inference_mode()

@@ -1,14 +1,16 @@
 """Save a model in the Hub's layout, and push it in one commit."""
 
+import errno
 import json
 import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard
+import torch
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError, OfflineModeIsEnabled, RepositoryNotFoundError
 from huggingface_hub.hf_api import ModelInfo
 from safetensors import SafetensorError
@@ -17,15 +19,16 @@ from transformers.tokenization_utils_base import TOKENIZER_CONFIG_FILE
 
 from ..data.files import new_folder
 from ..data.tokenization import PreTrainedTokenizerFast
-from ..errors import UserError, first_line
+from ..errors import UserError, clean_token, first_line, hide_token
+from ..inference.model_files import WEIGHTS, WEIGHTS_INDEX
 from ..pipeline_vanilla_transformer import VanillaTransformerTranslationPipeline
 from .card import make_card
 from .trust import CONFIG_NAME, UNWANTED, check_code
 
 CARD_NAME = "README.md"
-
-
 TOKENIZER_NAME = "tokenizer.json"
+# What transformers reads of a model that the repository held before, beside the files of the new one or in their place.
+_LEFT_BY_OTHERS = ("special_tokens_map.json", "added_tokens.json", WEIGHTS, WEIGHTS_INDEX)
 # The fields of tokenizer_config.json that are saved, beside those of the special tokens.
 _TOKENIZER_FIELDS = (
     "additional_special_tokens",
@@ -62,8 +65,9 @@ def save_for_hub(
         texts: Further files by their paths in the folder, such as those of `illustrate.space.make_space`.
 
     Raises:
-        UserError: The folder is not empty or can't be written into, or the model has foreign code.
+        UserError: The folder is not empty or can't be written into, or the model has foreign code, or is not whole.
     """
+    _check_whole(model)
     folder = Path(folder)
     card = card or make_card(model, tokenizer, Path(os.path.abspath(folder)).name)
     with new_folder(folder, "model") as partial:
@@ -73,8 +77,25 @@ def save_for_hub(
             card.save(partial / CARD_NAME)
             _save_texts(texts or {}, partial)
         except (OSError, SafetensorError) as error:
-            raise UserError(f"can't write the model into {folder}: {first_line(error)}; free some space") from error
+            full = isinstance(error, SafetensorError) or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            remedy = "free some space" if full else "check the folder"
+            raise UserError(f"can't write the model into {folder}: {first_line(error)}; {remedy}") from error
         check_code(partial, model, f"the model for {folder}")
+
+
+def _check_whole(model: PreTrainedModel) -> None:
+    """Refuse what is not a whole model with ordinary weights: its save would be another model, or none."""
+    if any(base.__name__ == "BaseTunerLayer" for module in model.modules() for base in type(module).__mro__):
+        raise UserError(
+            "the model has an adapter of PEFT; merge it with merge_and_unload() of its PeftModel, and give the model "
+            "that this returns"
+        )
+    if not isinstance(model, PreTrainedModel):
+        raise UserError(f"the model is wrapped ({type(model).__name__}); give the model that is inside")
+    if not model.can_generate():
+        raise UserError(f"a {type(model).__name__} has no output layer; give the whole model that it is a part of")
+    if not all(isinstance(weight, torch.Tensor) for weight in model.state_dict().values()):
+        raise UserError("the model has quantized weights, which have no safetensors; give it as it was before")
 
 
 def _save_texts(texts: Mapping[str, str], folder: Path) -> None:
@@ -142,6 +163,8 @@ def push_to_hub(
 ) -> str:
     """Push what `save_for_hub` writes into a repository, in one commit: all of it arrives, or nothing.
 
+    The commit removes files of an earlier model there that transformers would read with the new one's.
+
     Args:
         model: As in `save_for_hub`.
         tokenizer: As in `save_for_hub`.
@@ -157,9 +180,12 @@ def push_to_hub(
         The repository's full id, "owner/name".
 
     Raises:
-        UserError: The repository can't be made or written into, is public where `private` is set, or has a README.md
-            and `existing_card` does not say what to do; or the upload failed. The message says what is there then.
+        UserError: The model is not whole; the repository can't be made or written into, is public where `private` is
+            set, or has a README.md and `existing_card` does not say what to do; or the upload failed. The message says
+            what is there then.
     """
+    _check_whole(model)
+    token = clean_token(token)
     repo_id = full_id(repo_id, token)
     api = HfApi(token=token)
     with TemporaryDirectory() as folder:
@@ -175,14 +201,17 @@ def push_to_hub(
                 if existing_card == "keep" and CARD_NAME in _files(before):
                     Path(folder, CARD_NAME).unlink()
             files = sorted(file for file in Path(folder).rglob("*") if file.is_file())
-            additions = [CommitOperationAdd(file.relative_to(folder).as_posix(), file) for file in files]
+            operations: list[Any] = [CommitOperationAdd(file.relative_to(folder).as_posix(), file) for file in files]
+            there = _files(before) if before is not None else set()
+            left = there.intersection(_LEFT_BY_OTHERS).difference(file.name for file in files)
+            operations += [CommitOperationDelete(name) for name in sorted(left)]
             # upload_folder would make several commits where there is much to upload.
-            api.create_commit(repo_id, additions, commit_message=commit_message)
+            api.create_commit(repo_id, operations, commit_message=commit_message)
         except UserError:
             raise
         except Exception as error:  # of several libraries; whichever it is, the user has to know what is there now
-            there = "nothing was sent" if before is None else _what_is_there(api, repo_id, before, made is not None)
-            raise UserError(f"the push to {repo_id} failed: {_reason(error)}; {there}") from error
+            state = "nothing was sent" if before is None else _what_is_there(api, repo_id, before, made is not None)
+            raise UserError(f"the push to {repo_id} failed: {_reason(error, token)}; {state}") from error
     return repo_id
 
 
@@ -190,14 +219,15 @@ def full_id(repo_id: str, token: str | None = None) -> str:
     """Complete a repository's id with its owner, which defaults to the token's user.
 
     Raises:
-        UserError: The Hub does not know the token.
+        UserError: The Hub does not know the token, or it has characters that no token has.
     """
     if "/" in repo_id:
         return repo_id
+    token = clean_token(token)
     try:
         return f"{HfApi(token=token).whoami()['name']}/{repo_id}"
     except Exception as error:  # see push_to_hub
-        raise UserError(f"the push to {repo_id} failed: {_reason(error)}; nothing was sent") from error
+        raise UserError(f"the push to {repo_id} failed: {_reason(error, token)}; nothing was sent") from error
 
 
 def _find(api: HfApi, repo_id: str) -> ModelInfo | None:
@@ -229,8 +259,8 @@ def _check_existing(repository: ModelInfo, private: bool, existing_card: str | N
         raise UserError(f"{repository.id} has a {CARD_NAME} already; set existing_card to keep or to replace")
 
 
-def _reason(error: BaseException) -> str:
-    """Say what went wrong, in a clause."""
+def _reason(error: BaseException, token: str | None) -> str:
+    """Say what went wrong, in a clause without the token."""
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE is set; unset it"
     status = getattr(getattr(error, "response", None), "status_code", None)
@@ -238,9 +268,9 @@ def _reason(error: BaseException) -> str:
         return "the Hub does not know the token, or there is none; log in with `hf auth login`, or give a token"
     said = getattr(error, "server_message", None)
     if status == 403:
-        return f"the token may not write there ({said or first_line(error)})"
+        return hide_token(f"the token may not write there ({said or first_line(error)})", token)
     causes = (first_line(cause) for cause in (error, error.__cause__) if cause is not None)
-    return said or " ".join(causes)
+    return hide_token(said or " ".join(causes), token)
 
 
 def _what_is_there(api: HfApi, repo_id: str, before: ModelInfo, made: bool) -> str:

@@ -14,7 +14,7 @@ import torch
 from huggingface_hub import HfApi, constants, get_token, snapshot_download
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from ..errors import UserError, first_line
+from ..errors import UserError, clean_token, first_line, hide_token
 from .answers import base_answers, config_answers, model_answers, tokenizer_answers
 from .trust import check_code
 
@@ -53,7 +53,7 @@ def verify(
     Raises:
         UserError: It has foreign code, a class does not load it, or something differs; the message names all that does.
     """
-    token = get_token() if token is None else token
+    token = clean_token(token) or get_token()
     revision = None
     if isinstance(source, Path):
         check_code(source, model, str(source))
@@ -73,11 +73,12 @@ def verify(
     }
     answers = _ask_fresh_process(question, offline=isinstance(source, Path), token=token)
     if problems := _list_problems(expected, answers):
-        raise UserError(f"{source} does not load as the model in memory: {'; '.join(problems)}")
+        differences = hide_token("; ".join(problems), token)
+        raise UserError(f"{source} does not load as the model in memory: {differences}")
     translation = tokenizer.decode(expected["AutoModelForSeq2SeqLM"]["beam translation"], skip_special_tokens=True)
     return [
         "AutoConfig: the same fields",
-        f"AutoTokenizer: the same token ids and text of {len(sentences)} sentences",
+        f"AutoTokenizer: the same vocabulary, special tokens, and ids and text of {len(sentences)} sentences",
         "AutoModel: the same last hidden state, bit for bit",
         f"AutoModelForSeq2SeqLM: the same weights, logits and beam translation, bit for bit ({translation!r})",
         *(f"{name}: the same bytes" for name in texts or {}),
@@ -96,7 +97,8 @@ def _check_code_on_hub(repo_id: str, model: PreTrainedModel, token: str | None) 
     except UserError:
         raise
     except Exception as error:  # of several libraries, and of the network
-        raise UserError(f"{repo_id} can't be checked: {first_line(error)}; check it again later") from error
+        reason = hide_token(first_line(error), token)
+        raise UserError(f"{repo_id} can't be checked: {reason}; check it again later") from error
     if commit is None:
         raise UserError(f"{repo_id} can't be checked: the Hub names no commit of it; check it again later")
     return commit
@@ -114,7 +116,8 @@ def _check_texts(source: str | Path, revision: str | None, texts: Mapping[str, s
             try:
                 snapshot_download(source, revision=revision, token=token, allow_patterns=[*texts], local_dir=downloaded)
             except Exception as error:  # as in `_check_code_on_hub`
-                raise UserError(f"{source} can't be checked: {first_line(error)}; check it again later") from error
+                reason = hide_token(first_line(error), token)
+                raise UserError(f"{source} can't be checked: {reason}; check it again later") from error
         for name, text in texts.items():
             if not (folder / name).is_file() or (folder / name).read_bytes() != text.encode():
                 raise UserError(f"{source}: {name} is not there, or not as it was written; save or push it again")
@@ -170,6 +173,6 @@ def _ask_fresh_process(question: dict[str, Any], offline: bool, token: str | Non
             errors="replace",
         )
         if done.returncode != 0:
-            last_line = done.stderr.strip().split("\n")[-1]
+            last_line = hide_token(done.stderr.strip().split("\n")[-1], token)
             raise UserError(f"{question['source']} can't be checked: the fresh process ended with {last_line!r}")
         return json.loads(answered.read_text(encoding="utf-8"))

@@ -212,10 +212,13 @@ class MeanDecoder:
 
     def __init__(self, decoders: list[StepDecoder]) -> None:
         self.decoders = decoders
+        self.logits = torch.empty(0)  # of the mean: its logarithms
 
     def step(self, ids: torch.Tensor, parents: torch.Tensor) -> torch.Tensor:
         """Compute the logarithm of the mean of the probabilities of the next token."""
-        return mean_log_probs([decoder.step(ids, parents) for decoder in self.decoders])
+        log_probs = mean_log_probs([decoder.step(ids, parents) for decoder in self.decoders])
+        self.logits = log_probs.flatten(0, 1)
+        return log_probs
 
     def select(self, rows: torch.Tensor) -> bool:
         """Go on with the sentences at these batch indices, int64, [rows]; False if one decoder needs them all."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from ..data.tokenization import PreTrainedTokenizerFast, find_difference
-from ..errors import UserError, first_line
+from ..errors import UserError, first_line, hide_token
 from .ensemble import as_one_model
 from .model_files import (
     CONFIG,
@@ -20,6 +20,7 @@ from .model_files import (
     check_finite,
     check_generation_config,
     check_weights,
+    derived_class,
     describe,
     read_config,
     read_weight_headers,
@@ -72,18 +73,19 @@ def load(
     saved.require(TOKENIZER_CONFIG)
     check_generation_config(saved, config.vocab_size)
     weights = read_weight_headers(saved)
-    own_code = type(config).__module__.startswith("transformers_modules")
+    own_code = type(config).__module__.startswith("transformers_modules") or derived_class(vars(config)) is not None
     if not own_code:  # the model's own code runs only in `from_pretrained`
         check_weights(config, weights, saved.require(CONFIG))
 
-    options: dict[str, Any] = {"revision": model_revision, "token": token, "trust_remote_code": trust_remote_code}
+    options: dict[str, Any] = {"revision": model_revision, "token": saved.token, "trust_remote_code": trust_remote_code}
     options["dtype"] = "auto" if target_dtype is None else target_dtype
     try:
         model, loaded = AutoModelForSeq2SeqLM.from_pretrained(
             model_name_or_path, config=config, use_safetensors=True, output_loading_info=True, **options
         )
     except Exception as error:  # whatever this raises, the files or the model's own code are the cause
-        raise UserError(f"can't load the model {model_name_or_path} ({describe(error)})") from error
+        reason = hide_token(describe(error), saved.token)
+        raise UserError(f"can't load the model {model_name_or_path} ({reason})") from error
     for kind in ("missing_keys", "unexpected_keys"):
         if loaded[kind]:
             raise UserError(
@@ -92,7 +94,7 @@ def load(
             )
     check_finite(model.named_parameters(), model_name_or_path, target_dtype)
 
-    tokenizer = load_tokenizer(model_name_or_path, model_revision=model_revision, token=token)
+    tokenizer = load_tokenizer(model_name_or_path, model_revision=model_revision, token=saved.token)
     check_tokenizer(tokenizer, model, model_name_or_path)
     try:
         return model.to(target).eval(), tokenizer
@@ -204,7 +206,7 @@ def load_tokenizer(
     """
     saved = SavedModel(name_or_path, model_revision, token)
     check_auto_map(saved.read_json(TOKENIZER_CONFIG), saved.require(TOKENIZER_CONFIG))
-    tokenizer = read_tokenizer(name_or_path, revision=model_revision, token=token)
+    tokenizer = read_tokenizer(name_or_path, revision=model_revision, token=saved.token)
     for name in ("pad_token", "eos_token"):
         if getattr(tokenizer, f"{name}_id") is None:
             raise UserError(f"the tokenizer {name_or_path} has no {name}; set one in {TOKENIZER_CONFIG}")
@@ -233,7 +235,8 @@ def read_tokenizer(name_or_path: str, **options: Any) -> PreTrainedTokenizerBase
             if Path(name_or_path).is_dir()
             else "there is no such folder, so check the name, or the connection to the Hub"
         )
-        raise UserError(f"can't load the tokenizer {name_or_path} ({describe(error)}); {remedy}") from error
+        reason = hide_token(describe(error), options.get("token"))
+        raise UserError(f"can't load the tokenizer {name_or_path} ({reason}); {remedy}") from error
     # A reference to another repository's code must not be saved on: `AutoTokenizer` would run it.
     tokenizer.init_kwargs.pop("auto_map", None)
     backend_model = tokenizer.backend_tokenizer.model

@@ -5,6 +5,7 @@ casts integers to floats. Here each of these is an error that names the file.
 """
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,8 @@ from transformers.utils import cached_file
 
 from ..base_vanilla_transformer import LIMIT_BY_SOURCE
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
-from ..errors import UserError, first_line
+from ..errors import UserError, clean_token, first_line, hide_token
+from ..modeling_vanilla_transformer import VanillaTransformerForConditionalGeneration
 from .settings import MAX_BEAMS, MAX_LENGTH_PENALTY, is_finite_number, is_integer
 
 CONFIG = "config.json"
@@ -28,6 +30,8 @@ WEIGHTS = "model.safetensors"
 WEIGHTS_INDEX = "model.safetensors.index.json"
 PICKLED_WEIGHTS = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 ADAPTER = "adapter_config.json"
+# From a folder with such a file transformers reads the weights of a distributed run, all *.safetensors there.
+_DISTRIBUTED_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors", re.ASCII)
 
 MAX_JSON_BYTES = 10_000_000
 MAX_UNCHECKED_LAYERS = 1000  # more layers than this need as many tensors in the weight files
@@ -35,6 +39,17 @@ MAX_LABELS = 10_000
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SAFETENSORS_DTYPES = ("F32", "F16", "BF16", "F64")
+
+_AUTO_CLASS = AutoModelForSeq2SeqLM.__name__
+# Fields that the config does not have, but that the masks and caches of transformers (5.23) read from any config.
+_FOREIGN_FIELDS = (
+    "attention_chunk_size",
+    "is_causal",
+    "kv_sharing_modes",
+    "layer_types",
+    "num_kv_shared_layers",
+    "sliding_window",
+)
 
 
 def describe(error: BaseException) -> str:
@@ -49,12 +64,18 @@ class SavedModel:
     Attributes:
         name_or_path: The folder, or the id of the repository.
         revision: Branch, tag or commit of the repository.
-        token: Access token for the repository.
+        token: Access token for the repository; white space around it is taken off.
+
+    Raises:
+        UserError: The token has characters that no token has.
     """
 
     name_or_path: str
     revision: str = "main"
     token: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "token", clean_token(self.token))
 
     @property
     def is_folder(self) -> bool:
@@ -97,10 +118,10 @@ class SavedModel:
                 _raise_exceptions_for_missing_entries=required,
                 _raise_exceptions_for_connection_errors=required,
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of several libraries, and of the network
             raise UserError(
                 f"can't load the model {self.name_or_path}: there is no such folder, and the Hugging Face Hub gave: "
-                f"{first_line(error)}"
+                f"{hide_token(first_line(error), self.token)}"
             ) from error
         return Path(found) if found else None
 
@@ -136,19 +157,23 @@ def read_config(saved: SavedModel, trust_remote_code: bool = False) -> PreTraine
         trust_remote_code: Allow the model's own config class to run.
 
     Raises:
-        UserError: The config is unreadable, of another architecture, or asks for what is not supported.
+        UserError: The config is unreadable, of another architecture, for code that is not trusted, or asks for what is
+            not supported.
     """
     fields = saved.read_json(CONFIG)
     path = saved.require(CONFIG)
     check_config_fields(fields, path)
     if not (trust_remote_code and "AutoConfig" in (fields.get("auto_map") or {})):
         _check_architecture(fields, path)
+    if not (trust_remote_code and derived_class(fields)):
+        _check_computation(fields, path)
     try:
         config = AutoConfig.from_pretrained(
             saved.name_or_path, revision=saved.revision, token=saved.token, trust_remote_code=trust_remote_code
         )
     except Exception as error:  # whatever this raises, the file is the cause
         reason = " ".join(line.strip() for line in str(error).strip().split("\n")).removesuffix(".")
+        reason = hide_token(reason, saved.token)
         raise UserError(f"{path}: {reason}; correct the file, or save or download the model again") from error
     return config
 
@@ -167,6 +192,10 @@ def check_config_fields(fields: Mapping[str, Any], path: Path) -> None:
     for name in ("dtype", "torch_dtype"):
         if fields.get(name) is not None and str(fields[name]).removeprefix("torch.") not in DTYPES:
             raise UserError(f"{path}: {name} is {fields[name]!r}; it must be one of {', '.join(DTYPES)}")
+    if "configuration_files" in fields:
+        raise UserError(
+            f"{path} has configuration_files, so transformers would read another file in its place; remove the field"
+        )
     if fields.get("transformers_weights") is not None:
         raise UserError(f"{path} has transformers_weights; remove it and name the weights {WEIGHTS}")
     labels = fields.get("num_labels")
@@ -211,6 +240,28 @@ def _check_architecture(fields: Mapping[str, Any], path: Path) -> None:
     raise UserError(f"{path}: model_type is {model_type!r}; it must be {own!r}, as other architectures can't be loaded")
 
 
+def derived_class(fields: Mapping[str, Any]) -> str | None:
+    """Return the class that a config's `auto_map` has for the whole model; None for this package's or none."""
+    name = (fields.get("auto_map") or {}).get(_AUTO_CLASS)
+    own = VanillaTransformerForConditionalGeneration.__name__
+    return name if isinstance(name, str) and name.rpartition(".")[2] != own else None
+
+
+def _check_computation(fields: Mapping[str, Any], path: Path) -> None:
+    """Refuse a config with which this package's class would compute something else than was saved."""
+    if derived := derived_class(fields):
+        raise UserError(
+            f"{path}: the model is one of the class {derived}, whose code comes with it; read that code and, if you "
+            "trust it, load the model with trust_remote_code"
+        )
+    for name in _FOREIGN_FIELDS:
+        if name in fields:
+            raise UserError(
+                f"{path}: {name} is {json.dumps(fields[name])[:40]}, which would change what the attention sees; "
+                "remove the field"
+            )
+
+
 class SavedWeight(NamedTuple):
     """A tensor in a weight file, by its header alone."""
 
@@ -223,17 +274,29 @@ def read_weight_headers(saved: SavedModel) -> dict[str, SavedWeight]:
     """Read the names, shapes and dtypes of all weights, from the headers of the safetensors files.
 
     Raises:
-        UserError: A file is missing or damaged, the weights are pickled, or the folder holds an adapter.
+        UserError: A file is missing or damaged, the weights are pickled or there twice, or the folder holds an adapter.
     """
     if saved.find(ADAPTER):
         raise UserError(
             f"{saved.name_or_path} holds an adapter of PEFT ({ADAPTER}); merge it into its model with "
             "merge_and_unload(), and save that model"
         )
+    names = [path.name for path in Path(saved.name_or_path).iterdir()] if saved.is_folder else []
+    if of_a_run := next(filter(_DISTRIBUTED_SHARD.fullmatch, sorted(names)), None):
+        raise UserError(
+            f"{saved.name_or_path} has {of_a_run}, which transformers would read in place of {WEIGHTS}; move it to "
+            "another folder"
+        )
+    shards = _name_shards(saved) if saved.find(WEIGHTS_INDEX) else []
     if single := saved.find(WEIGHTS):
-        files: Iterable[Path] = [single]
-    elif saved.find(WEIGHTS_INDEX):
-        files = _find_shards(saved)
+        if shard := next((name for name in shards if name != WEIGHTS and saved.find(name)), None):
+            raise UserError(
+                f"{saved.name_or_path} has both {WEIGHTS} and {shard}, which are the weights of two saves, and only "
+                f"the first would be read; remove {WEIGHTS}, or {WEIGHTS_INDEX} with its files"
+            )
+        files = [single]
+    elif shards:
+        files = [_find_shard(saved, name) for name in shards]
     else:
         pickled = next((name for name in PICKLED_WEIGHTS if saved.find(name)), None)
         if pickled:
@@ -258,23 +321,28 @@ def read_weight_headers(saved: SavedModel) -> dict[str, SavedWeight]:
     return weights
 
 
-def _find_shards(saved: SavedModel) -> list[Path]:
-    """Return the weight files that the index names."""
+def _name_shards(saved: SavedModel) -> list[str]:
+    """Return the names of the weight files that the index has."""
     index = saved.require(WEIGHTS_INDEX)
     weight_map = saved.read_json(WEIGHTS_INDEX).get("weight_map")
     names = set(weight_map.values()) if isinstance(weight_map, dict) and weight_map else {None}
-    files = []
+    shards = []
     for name in sorted(names, key=str):
         if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise UserError(
                 f"{index}: weight_map must name a file such as model-00001-of-00002.safetensors for each weight, but "
                 f"has {name!r}; save or download the model again"
             )
-        path = saved.find(name)
-        if path is None:
-            raise UserError(f"{saved.name_or_path} has no {name}, which {WEIGHTS_INDEX} names; download it again")
-        files.append(path)
-    return files
+        shards.append(name)
+    return shards
+
+
+def _find_shard(saved: SavedModel, name: str) -> Path:
+    """Return the path of a weight file that the index names."""
+    path = saved.find(name)
+    if path is None:
+        raise UserError(f"{saved.name_or_path} has no {name}, which {WEIGHTS_INDEX} names; download it again")
+    return path
 
 
 def check_weights(config: PreTrainedConfig, weights: Mapping[str, SavedWeight], path: Path) -> None:
@@ -411,17 +479,18 @@ _TOKEN_IDS_FIELDS = ("eos_token_id", "forced_eos_token_id", "suppress_tokens", "
 def check_generation_config(saved: SavedModel, vocab_size: int) -> None:
     """Check generation_config.json, which transformers ignores if it can't read it.
 
+    Without that file transformers takes the same fields from config.json, which is then checked.
+
     Args:
-        saved: The model; it need not have the file.
+        saved: The model.
         vocab_size: Number of token ids of the model.
 
     Raises:
         UserError: The file is unreadable, or a field has a value that can't be.
     """
-    path = saved.find(GENERATION_CONFIG)
-    if path is None:
-        return
-    fields = saved.read_json(GENERATION_CONFIG)
+    file = GENERATION_CONFIG if saved.find(GENERATION_CONFIG) else CONFIG
+    path, known = saved.require(file), vars(GenerationConfig())
+    fields = {name: value for name, value in saved.read_json(file).items() if file != CONFIG or name in known}
     for name, (allowed, is_allowed) in _GENERATION_FIELDS.items():
         if fields.get(name) is not None and not is_allowed(fields[name]):
             raise UserError(f"{path}: {name} is {fields[name]!r}; it must be {allowed}")
@@ -433,6 +502,7 @@ def check_generation_config(saved: SavedModel, vocab_size: int) -> None:
         if not all(is_integer(token_id) and 0 <= token_id < vocab_size for token_id in ids):
             raise UserError(f"{path}: {name} is {value!r}; it must be in the vocabulary, from 0 to {vocab_size - 1}")
     try:
-        GenerationConfig.from_dict(dict(fields)).validate()
+        GenerationConfig.from_dict(fields).validate()
     except Exception as error:  # whatever this raises, the file is the cause
-        raise UserError(f"{path} can't be used ({describe(error)}); correct it, or remove it") from error
+        remedy = "correct the file" if file == CONFIG else "correct it, or remove it"
+        raise UserError(f"{path} can't be used ({describe(error)}); {remedy}") from error

@@ -126,7 +126,8 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     """Read the record of the run that a model comes from.
 
     Args:
-        folder: Folder of a run, of an averaged model, or of a checkpoint, whose record is in the run's folder.
+        folder: Folder of a run, of an averaged model, or of a checkpoint, whose record is in the run's folder; or a
+            link to one.
 
     Returns:
         The record that `RunRecorder` wrote. For a checkpoint or an average it also has "weights", the names of the
@@ -135,7 +136,7 @@ def read_record(folder: str | Path) -> dict[str, Any]:
     Raises:
         UserError: The record can't be read.
     """
-    folder = Path(folder).absolute()
+    folder = Path(folder).resolve()
     is_checkpoint = re.fullmatch(r"checkpoint-\d+", folder.name) is not None
     path = (folder.parent if is_checkpoint else folder) / RECORD_NAME
     if not path.is_file():

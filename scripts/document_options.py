@@ -8,7 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from vanilla_transformer.cli import COMMANDS
-from vanilla_transformer.commands.train_arguments import DATA_RANGES, PUSH_LATER
+from vanilla_transformer.commands.train_arguments import DATA_RANGES
 from vanilla_transformer.data.tokenization import MAX_VOCAB_SIZE, MIN_VOCAB_SIZE
 from vanilla_transformer.inference import settings, significance
 from vanilla_transformer.plots.positions import MAX_LENGTH
@@ -88,8 +88,6 @@ def what_happens(action: Action, command: str) -> str:
         return "obeyed"
     if name in options.REFUSED:
         return f"other values are refused: {options.REFUSED[name][1]}"
-    if name == "push_to_hub":  # the trainer obeys it in Python
-        return f"another value is refused: {PUSH_LATER}"
     if name in options.NO_EFFECT:
         return f"no effect, which is reported: {options.NO_EFFECT[name]}"
     for names, (_, reason) in options.CONDITIONAL.items():

@@ -17,7 +17,7 @@ from transformers import AutoModelForSeq2SeqLM
 
 from vanilla_transformer.data.numbers import number_pairs
 from vanilla_transformer.data.tokenization import PreTrainedTokenizerFast
-from vanilla_transformer.training.checkpoints import lock_run
+from vanilla_transformer.training.checkpoints import find_damage, lock_run
 from vanilla_transformer.training.record import read_record, write_record
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "train.py"
@@ -465,6 +465,18 @@ def test_ctrl_c_before_training_ends_without_traceback(data, tmp_path):
     rest = process.stdout.read()
     assert process.wait() == 130 and "Traceback" not in rest
     assert not (tmp_path / "run" / "checkpoint-3").exists()
+
+
+def test_a_signal_saves_a_checkpoint_though_nobody_reads_the_output(data, tmp_path):
+    """As in `train ... 2>&1 | tee log`, where Ctrl-C ends `tee` too."""
+    steps = "--max_steps 900 --eval_steps 900 --save_steps 900".split()
+    process = start("--output_dir", str(tmp_path / "run"), *data, *SMALL, *steps)
+    next(line for line in process.stdout if "'loss'" in line)
+    process.stdout.close()
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    (checkpoint,) = (tmp_path / "run").glob("checkpoint-*")
+    assert find_damage(checkpoint) is None and not read_record(tmp_path / "run")["finished"]
 
 
 def test_a_run_killed_in_its_first_checkpoint_starts_over_with_its_options(

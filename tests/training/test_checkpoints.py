@@ -17,6 +17,7 @@ from vanilla_transformer.errors import UserError
 from vanilla_transformer.training.averaging import last_checkpoints
 from vanilla_transformer.training.checkpoints import (
     checkpoint_to_resume,
+    find_damage,
     last_good_checkpoint,
     lock_run,
     remove_if_unused,
@@ -130,6 +131,68 @@ def test_a_checkpoint_without_manifest_is_refused_if_its_state_can_not_be_read(
         UserError, match="can't continue from .*checkpoint-8: .*" + name.replace("rng_state.pth", "rng")
     ):
         run(tmp_path / "run", tokenizer, dataset, resume=True)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "trainer_state.json"])
+def test_a_checkpoint_that_is_named_is_checked_as_the_last_one(two, tmp_path, tokenizer, dataset, name):
+    """The stock trainer begins optimizer and schedule anew without a word."""
+    shutil.copytree(two, tmp_path / "run")
+    checkpoint = tmp_path / "run" / "checkpoint-8"
+    (checkpoint / "manifest.json").unlink()
+    (checkpoint / name).unlink()
+    with pytest.raises(UserError, match=rf"checkpoint-8.*{name}"):
+        run(tmp_path / "run", tokenizer, dataset, resume=str(checkpoint))
+
+
+def test_a_checkpoint_of_deepspeed_has_its_optimizer_elsewhere(two, tmp_path):
+    checkpoint = Path(shutil.copytree(two / "checkpoint-8", tmp_path / "checkpoint-8"))
+    for name in ("manifest.json", "optimizer.pt", "scheduler.pt"):
+        (checkpoint / name).unlink()
+    assert find_damage(checkpoint) == f"{checkpoint / 'optimizer.pt'} is missing"
+    (checkpoint / "global_step8").mkdir()
+    assert find_damage(checkpoint) is None
+
+
+def test_a_damaged_checkpoint_may_have_any_name(two, tmp_path):
+    shutil.copytree(two, tmp_path / "run")
+    best = (tmp_path / "run" / "checkpoint-8").rename(tmp_path / "run" / "best")
+    content = (best / "optimizer.pt").read_bytes()
+    (best / "optimizer.pt").write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    with pytest.raises(UserError, match="can't continue from best: .*optimizer.pt is damaged: .*run/checkpoint-4$"):
+        checkpoint_to_resume(tmp_path / "run", str(best))
+
+
+def test_a_run_that_goes_back_says_that_later_checkpoints_stay(two, tmp_path, caplog):
+    shutil.copytree(two, tmp_path / "run")
+    assert checkpoint_to_resume(tmp_path / "run", str(tmp_path / "run" / "checkpoint-8")) and not caplog.text
+    checkpoint_to_resume(tmp_path / "new", str(tmp_path / "run" / "checkpoint-4"))
+    assert not caplog.text
+    checkpoint_to_resume(tmp_path / "run", str(tmp_path / "run" / "checkpoint-4"))
+    assert "run has later checkpoints, up to checkpoint-8: until this run is past them, resume_from_" in caplog.text
+
+
+def test_an_optimizer_whose_moments_have_other_shapes_is_resumed(tmp_path, tokenizer, dataset):
+    """Adafactor keeps sums of rows and columns."""
+
+    def train(folder: Path, steps: int, resume: bool = False) -> None:
+        settings = {"optim": "adafactor", "save_strategy": "steps", "save_steps": 2, "save_total_limit": None}
+        arguments = make_arguments(folder, max_steps=steps, **settings)
+        trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset)
+        trainer.train(resume_from_checkpoint=resume)
+
+    train(tmp_path / "whole", 4)
+    train(tmp_path / "parts", 2)
+    train(tmp_path / "parts", 4, resume=True)
+    assert equal_weights(tmp_path / "whole" / "checkpoint-4", tmp_path / "parts" / "checkpoint-4")
+
+
+def test_an_adapter_of_peft_is_a_good_checkpoint_too(tmp_path, tokenizer, dataset):
+    peft = pytest.importorskip("peft")
+    adapter = peft.LoraConfig(task_type="SEQ_2_SEQ_LM", target_modules=["q_proj"])
+    model = peft.get_peft_model(make_model(tokenizer), adapter)
+    arguments = make_arguments(tmp_path, max_steps=2, save_strategy="steps", save_steps=2)
+    make_trainer(model, arguments, tokenizer, dataset).train()
+    assert last_good_checkpoint(tmp_path).name == "checkpoint-2"
 
 
 def test_an_optimizer_of_another_model_is_refused(two, tmp_path, tokenizer, dataset):

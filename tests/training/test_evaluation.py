@@ -1,13 +1,17 @@
 """Validation: the exact loss, batches by token budget, and the order of the data."""
 
+import time
+
 import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 from training_runs import make_arguments, make_model, make_trainer
+from transformers import DataCollatorForSeq2Seq
 
 from vanilla_transformer.inference.metrics import make_compute_metrics
 from vanilla_transformer.training.evaluation import ConsecutiveBatchSampler
+from vanilla_transformer.training.trainer import VanillaTransformerTrainer
 
 
 def test_evaluation_loss_is_the_likelihood_not_the_smoothed_loss(tmp_path, tokenizer, dataset):
@@ -68,3 +72,67 @@ def test_translating_does_not_change_the_loss(tmp_path, tokenizer, dataset):
         trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset)
         losses.append(trainer.evaluate(dataset.select(range(20)))["eval_loss"])
     assert losses[0] == losses[1]
+
+
+def test_a_loss_function_of_the_user_s_does_not_take_the_labels_away(tmp_path, tokenizer, dataset):
+    def loss(outputs, labels, num_items_in_batch=None):
+        return F.cross_entropy(outputs["logits"].flatten(0, 1), labels.flatten())
+
+    arguments = make_arguments(tmp_path, eval_strategy="steps", eval_steps=2, predict_with_generate=False)
+    trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, compute_loss_func=loss)
+    trainer.train()
+    plain = make_trainer(trainer.model, arguments, tokenizer, dataset)
+    assert trainer.state.log_history[-2]["eval_loss"] == pytest.approx(plain.evaluate()["eval_loss"], rel=1e-5)
+
+
+def test_further_columns_do_not_reach_the_collator(tmp_path, tokenizer, dataset):
+    """The stock collator can't pad text; in training they are removed too."""
+    data = dataset.add_column("id", [f"sentence {row}" for row in range(len(dataset))])
+    model = make_model(tokenizer)
+    trainer = VanillaTransformerTrainer(
+        model=model,
+        args=make_arguments(tmp_path, max_steps=1, eval_strategy="steps", eval_steps=1, predict_with_generate=False),
+        train_dataset=data,
+        eval_dataset=data.select(range(8)),
+        processing_class=tokenizer,
+        data_collator=DataCollatorForSeq2Seq(tokenizer, model),
+    )
+    trainer.train()
+    expected = make_trainer(model, make_arguments(tmp_path), tokenizer, dataset).predict(dataset.select(range(8)))
+    assert trainer.predict(data.select(range(8))).metrics["test_loss"] == expected.metrics["test_loss"]
+
+
+def test_metrics_see_what_they_ask_for(tmp_path, tokenizer, dataset):
+    """The sources, and the loss of each row; batches of 3, 3 and 2."""
+    seen = []
+
+    def metrics(prediction):
+        seen.append((prediction.inputs, prediction.losses))
+        return {"mean": float(prediction.losses.mean())}
+
+    arguments = make_arguments(tmp_path, include_for_metrics=["inputs", "loss"], per_device_eval_batch_size=3)
+    trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, compute_metrics=metrics)
+    rows = dataset.select(range(8))
+    trainer.evaluate(rows)
+    ((sources, losses),) = seen
+    assert [[token for token in row if token not in (-100, tokenizer.pad_token_id)] for row in sources] == list(
+        rows["input_ids"]
+    )
+    expected = [trainer.evaluate(rows.select([row]))["eval_loss"] for row in range(8)]
+    assert losses == pytest.approx(expected, rel=1e-5)
+
+
+def test_validation_on_several_sets_counts_once_in_tokens_per_second(tmp_path, tokenizer, dataset):
+    class Slow(VanillaTransformerTrainer):
+        def evaluation_loop(self, *args, **kwargs):
+            time.sleep(0.5)
+            return super().evaluation_loop(*args, **kwargs)
+
+    arguments = make_arguments(
+        tmp_path, eval_strategy="steps", eval_steps=2, logging_steps=1, predict_with_generate=False
+    )
+    trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, cls=Slow)
+    trainer.eval_dataset = {name: dataset.select(range(4)) for name in ("a", "b")}
+    trainer.train()
+    rates = [line["target_tokens_per_second"] for line in trainer.state.log_history if "loss" in line]
+    assert len(rates) == 4 and min(rates) > 0

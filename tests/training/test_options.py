@@ -96,7 +96,7 @@ def test_what_this_trainer_can_not_obey_is_refused_with_the_reason(name):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("adam_beta2", "obeyed; a number of at least 0 and below 1; without effect if optim is not Adam"),
+        ("adam_beta2", "obeyed; a number of at least 0 and below 1; without effect if optim is neither Adam nor"),
         ("sortish_sampler", "must be False: a batch always holds pairs of similar length, and batches come in random"),
         ("use_cache", "without effect: the model's own use_cache stays"),
         ("eval_strategy", "obeyed; one of no, steps, epoch"),
@@ -124,6 +124,12 @@ def test_an_argument_without_effect_is_reported_only_if_it_was_given(name):
     [
         ({"optim": "sgd"}, "adam_beta2"),
         ({"lr_scheduler_type": "constant"}, "warmup_steps"),
+        ({"lr_scheduler_type": "reduce_lr_on_plateau"}, "warmup_steps"),
+        ({"lr_scheduler_type": "greedy"}, "warmup_steps"),
+        ({"lr_scheduler_type": "constant_with_warmup"}, "lr_scheduler_kwargs"),
+        ({"optim": "lion_32bit"}, "adam_epsilon"),
+        ({"optim": "lion_32bit"}, "optim_args"),
+        ({"optim": "galore_adamw", "optim_target_modules": "all-linear"}, "adam_beta1"),
         ({"eval_strategy": "no"}, "eval_delay"),
         ({"eval_strategy": "no"}, "generation_num_beams"),
         ({"predict_with_generate": False}, "generation_num_beams"),
@@ -136,6 +142,15 @@ def test_an_argument_without_effect_is_reported_only_if_it_was_given(name):
 )
 def test_an_argument_that_needs_another_is_reported_without_it(changes, name):
     assert list(find_ineffective(make_arguments(**changes), [name])) == [name]
+
+
+@pytest.mark.parametrize(
+    ("optim", "name"),
+    [("lion_32bit", "adam_beta2"), ("ademamix", "adam_beta1"), ("ademamix", "adam_epsilon"), ("ademamix", "optim_args")]
+    + [("schedule_free_radam", "adam_beta1"), ("adamw_torch_8bit", "optim_args"), ("sgd", "optim_args")],
+)
+def test_what_an_optimizer_uses_is_not_reported(optim, name):
+    assert find_ineffective(make_arguments(optim=optim), [name]) == {}
 
 
 def test_epochs_count_if_they_are_given_and_steps_are_not():
@@ -154,6 +169,7 @@ def test_epochs_count_if_they_are_given_and_steps_are_not():
         ({"num_train_epochs": 0}, "num_train_epochs is 0; it must be a number above 0"),
         ({"num_train_epochs": math.nan}, "num_train_epochs is nan; it must be"),
         ({"max_steps": 5, "num_train_epochs": 1}, "max_steps is 5 and num_train_epochs is 1; give only one"),
+        ({"optim": "sgd", "optim_args": "momentun=0.9"}, "optim_args has momentun, but sgd takes only momentum, damp"),
         ({"dataloader_persistent_workers": True}, "dataloader_num_workers is 0; it must be at least 1"),
         ({"torch_compile_mode": "nonsense"}, "torch_compile_mode is 'nonsense'; it must be one of default, "),
         ({"torch_compile_backend": "nonsense"}, "torch_compile_backend is 'nonsense'; it must be one of .*inductor"),
@@ -168,11 +184,20 @@ def test_lengths_and_combinations_that_can_not_be_are_refused(changes, message):
 @pytest.mark.parametrize(
     ("metric", "greater"),
     [("bleu", True), ("eval_chrf", True), ("exact_match", True), ("loss", False), ("eval_loss", False)]
-    + [("perplexity", False), ("eval_perplexity", False)],
+    + [("perplexity", False), ("eval_perplexity", False), ("eval_news_loss", False), ("de_perplexity", False)],
 )
 def test_the_metric_s_name_decides_its_direction_unless_that_is_given(metric, greater):
     assert make_arguments(metric_for_best_model=metric).greater_is_better is greater
     assert make_arguments(metric_for_best_model=metric, greater_is_better=not greater).greater_is_better is not greater
+
+
+@pytest.mark.parametrize("schedule", ["reduce_lr_on_plateau", "greedy"])
+@pytest.mark.parametrize(("metric", "mode"), [("bleu", "max"), ("loss", "min"), (None, "min")])
+def test_a_schedule_that_follows_the_metric_knows_its_direction(schedule, metric, mode):
+    arguments = make_arguments(lr_scheduler_type=schedule, metric_for_best_model=metric)
+    assert arguments.lr_scheduler_kwargs == {"mode": mode}
+    given = make_arguments(lr_scheduler_type=schedule, lr_scheduler_kwargs='{"mode": "min", "factor": 0.5}')
+    assert given.lr_scheduler_kwargs == {"mode": "min", "factor": 0.5}
 
 
 @pytest.mark.parametrize(
@@ -194,3 +219,13 @@ def test_the_best_model_is_loaded_by_default_where_there_is_validation():
     assert make_arguments().load_best_model_at_end is True
     assert make_arguments(eval_strategy="no").load_best_model_at_end is False
     assert make_arguments(save_strategy="no").load_best_model_at_end is False
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("bf16", (True, False)), ("no", (False, False))])
+def test_the_precision_of_the_launcher_is_recorded(monkeypatch, precision, expected):
+    """`accelerate launch --mixed_precision bf16` trains in it, so it belongs into the record of the run."""
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", precision)
+    arguments = make_arguments()
+    assert (arguments.bf16, arguments.fp16) == expected
+    given = make_arguments(fp16=True)
+    assert (given.bf16, given.fp16) == (False, True)

@@ -26,7 +26,7 @@ from vanilla_transformer.data.encoding import encode_pairs
 from vanilla_transformer.data.streaming import TokenStream
 from vanilla_transformer.errors import UserError
 from vanilla_transformer.training.callbacks import SaveOnInterrupt
-from vanilla_transformer.training.checkpoints import checkpoint_to_resume
+from vanilla_transformer.training.checkpoints import checkpoint_to_resume, write_manifest
 from vanilla_transformer.training.resuming import fingerprint_data
 
 LIMITS = {"max_source_length": 100, "max_target_length": 100, "max_length_ratio": 9}
@@ -117,6 +117,7 @@ def test_bpe_dropout_can_not_begin_in_the_middle_of_an_older_run(stopped, tmp_pa
     shutil.copytree(stopped, tmp_path / "run")
     state_file = tmp_path / "run" / "checkpoint-8" / "trainer_state.json"
     state_file.write_text(state_file.read_text().replace('"bpe_dropout"', '"unknown"'))
+    write_manifest(state_file.parent)
     with pytest.raises(UserError, match="bpe_dropout is 0.3, but checkpoint-8 was trained with 0.0"):
         dropout = BpeDropout(tokenizer, 0.3)
         rows = Dataset.from_dict({"source": SENTENCES, "target": [sentence.upper() for sentence in SENTENCES]})
@@ -190,13 +191,75 @@ def test_changed_betas_and_weight_decay_count(stopped, tmp_path, tokenizer, data
 
 @pytest.mark.parametrize(
     "changes",
-    [{"per_device_train_tokens": 150}, {"gradient_accumulation_steps": 2}, {"seed": 7}, {"optim": "adafactor"}],
+    [{"per_device_train_tokens": 150}, {"gradient_accumulation_steps": 2}, {"seed": 7}, {"data_seed": 7}]
+    + [{"optim": "adafactor"}],
 )
 def test_what_would_lose_the_place_in_the_data_is_refused(stopped, tmp_path, tokenizer, dataset, changes):
     (name,) = changes
-    name = "shuffle_seed" if name == "seed" else name
-    with pytest.raises(UserError, match=f"{name} is .*, but checkpoint-8 was trained with .*; resume with"):
+    with pytest.raises(UserError, match=f"^{name} is .*, but checkpoint-8 was trained with .*; resume with"):
         resume(stopped, tmp_path, tokenizer, dataset, **changes)
+
+
+def test_a_seed_that_has_no_effect_is_refused(tmp_path, tokenizer, dataset):
+    """The batches follow data_seed, and the generators of dropout are those of the checkpoint."""
+    for seed, steps in ((1, 2), (7, 4)):
+        settings = {"max_steps": steps, "save_strategy": "steps", "save_steps": 2, "seed": seed, "data_seed": 3}
+        trainer = make_trainer(make_model(tokenizer), make_arguments(tmp_path, **settings), tokenizer, dataset)
+        if seed == 1:
+            trainer.train()
+    with pytest.raises(UserError, match="seed is 7, but checkpoint-2 was trained with 1; resume with 1"):
+        trainer.train(resume_from_checkpoint=True)
+
+
+def test_a_longer_run_has_its_own_rates_from_the_first_step_on(tmp_path, tokenizer, dataset):
+    """A cosine has come to 0 at the end of the shorter run."""
+
+    def train(folder: Path, steps: int, resume: bool = False) -> dict[int, float]:
+        settings = {"lr_scheduler_type": "cosine", "warmup_steps": 2, "logging_steps": 1, "save_steps": 6}
+        arguments = make_arguments(folder, max_steps=steps, save_strategy="steps", **settings)
+        trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset)
+        trainer.train(resume_from_checkpoint=resume)
+        return {line["step"]: line["learning_rate"] for line in trainer.state.log_history if "loss" in line}
+
+    whole = train(tmp_path / "whole", 12)
+    train(tmp_path / "parts", 6)
+    resumed = train(tmp_path / "parts", 12, resume=True)
+    assert [resumed[step] for step in range(7, 13)] == [whole[step] for step in range(7, 13)]
+
+
+def test_the_epoch_of_a_stream_goes_on_as_the_share_of_the_run(tmp_path, tokenizer):
+    def train(steps: int, resume: bool = False) -> list[tuple[int, float]]:
+        settings = {"save_strategy": "steps", "save_steps": 4, "logging_steps": 1, "gradient_accumulation_steps": 2}
+        arguments = make_arguments(tmp_path, max_steps=10, **settings)
+        callbacks = [StopAt(steps)]
+        trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, make_stream(tokenizer), callbacks=callbacks)
+        trainer.train(resume_from_checkpoint=resume)
+        return [(line["step"], line["epoch"]) for line in trainer.state.log_history if "loss" in line]
+
+    train(4)
+    assert train(10, resume=True) == [(step, step / 10) for step in range(1, 11)]
+
+
+def test_a_checkpoint_at_the_end_of_an_epoch_has_its_validation(tmp_path, tokenizer, dataset):
+    """With eval_strategy epoch and save_strategy steps; the run is killed after that checkpoint."""
+
+    def train(folder: Path, stop: int, resume: bool = False):
+        batches = len(make_trainer(make_model(tokenizer), make_arguments(folder), tokenizer, dataset).token_batches())
+        settings = {"eval_strategy": "epoch", "save_strategy": "steps", "save_steps": batches, "save_total_limit": None}
+        arguments = make_arguments(folder, max_steps=2 * batches + 2, predict_with_generate=False, **settings)
+        model = make_model(tokenizer, dropout=0.2)
+        trainer = make_trainer(model, arguments, tokenizer, dataset, callbacks=[StopAt(stop * batches)])
+        trainer.train(resume_from_checkpoint=resume)
+        return [line["step"] for line in trainer.state.log_history if "eval_loss" in line], trainer
+
+    expected, whole = train(tmp_path / "whole", 99)
+    _, killed = train(tmp_path / "parts", 1)
+    state = json.loads((tmp_path / "parts" / f"checkpoint-{expected[0]}" / "trainer_state.json").read_text())
+    assert [line["step"] for line in state["log_history"] if "eval_loss" in line] == expected[:1]
+    found, resumed = train(tmp_path / "parts", 99, resume=True)
+    assert found == expected and len(expected) == 3 and killed.state.global_step == expected[0]
+    for one, other in zip(whole.model.parameters(), resumed.model.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_other_data_is_refused_and_other_validation_data_reported(stopped, tmp_path, tokenizer, dataset, caplog):

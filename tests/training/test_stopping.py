@@ -6,10 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from training_runs import StopAt, equal_weights, make_arguments, make_model, make_trainer
+from training_runs import Press, StopAt, equal_weights, make_arguments, make_model, make_trainer
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainerControl, TrainerState
 
 from vanilla_transformer.errors import UserError
+from vanilla_transformer.training.callbacks import SaveOnInterrupt
 from vanilla_transformer.training.stopping import describe_stop, find_stop_reason, validations_without_improvement
 from vanilla_transformer.training.trainer import VanillaTransformerTrainer
 
@@ -44,12 +45,14 @@ class Scores(TrainerCallback):
             logs["eval_loss"] = state.log_history[-1]["eval_loss"] = self.losses[state.global_step // 2 - 1]
 
 
-def train(folder: Path, tokenizer, dataset, losses=(), stop: int | None = None, resume=None, clock=None, **changes):
+def train(
+    folder: Path, tokenizer, dataset, losses=(), stop=None, resume=None, clock=None, callbacks=(), **changes
+) -> VanillaTransformerTrainer:
     settings = {"max_steps": 12, "eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
     settings |= {"predict_with_generate": False, "metric_for_best_model": "loss", "save_total_limit": None}
     arguments = make_arguments(folder, **(settings | changes))
     model = make_model(tokenizer, dropout=0.2)
-    callbacks = [Scores(*losses), *([StopAt(stop)] if stop else [])]
+    callbacks = [Scores(*losses), *([StopAt(stop)] if stop else []), *callbacks]
 
     class Trainer(VanillaTransformerTrainer):
         def minutes(self, now=None):
@@ -124,6 +127,28 @@ def test_validations_on_other_data_are_not_compared(tmp_path, tokenizer, dataset
     assert state["stateful_callbacks"]["RunSettings"]["compared_from"] == 4
 
 
+@pytest.mark.parametrize("metric", ["bleu", "loss"])
+@pytest.mark.parametrize("change", [{"generation_num_beams": 2}, {"bleu_tokenize": "intl"}])
+def test_scores_of_another_scale_are_not_compared(tmp_path, tokenizer, dataset, caplog, metric, change):
+    """Those of the first part are higher; the loss does not depend on such settings."""
+
+    def train(steps: int, score: float, generation_num_beams: int = 1, bleu_tokenize: str = "13a"):
+        settings = {"eval_strategy": "steps", "eval_steps": 2, "save_strategy": "steps", "save_steps": 2}
+        settings |= {"max_steps": steps, "metric_for_best_model": metric, "generation_max_length": 5}
+        arguments = make_arguments(tmp_path, **settings, generation_num_beams=generation_num_beams)
+        metrics = {"compute_metrics": lambda prediction: {"bleu": score}, "callbacks": [Scores(1.0, 2.0, 3.0)]}
+        trainer = make_trainer(make_model(tokenizer), arguments, tokenizer, dataset, **metrics)
+        trainer.metric_settings = {"bleu_tokenize": bleu_tokenize}
+        trainer.train(resume_from_checkpoint=steps > 2)
+        return trainer.state
+
+    train(2, score=40.0)
+    state = train(4, score=30.0, **change)
+    assert state.best_global_step == (4 if metric == "bleu" else 2)
+    (name,) = change
+    assert f"{name} is {change[name]} from now on; checkpoint-2 had " in caplog.text
+
+
 @pytest.mark.parametrize("strategy", ["steps", "epoch"])
 def test_a_run_ends_after_its_minutes_with_validation_and_checkpoint(tmp_path, tokenizer, dataset, strategy):
     """A step takes half a minute; the limit is cumulative, and a further one continues the run."""
@@ -148,6 +173,38 @@ def test_a_limit_that_is_not_reached_changes_nothing(tmp_path, tokenizer, datase
     train(tmp_path / "plain", tokenizer, dataset, LOSSES)
     train(tmp_path / "limited", tokenizer, dataset, LOSSES, max_minutes=60, early_stopping_patience=9)
     assert equal_weights(tmp_path / "plain" / "checkpoint-12", tmp_path / "limited" / "checkpoint-12")
+
+
+@pytest.mark.parametrize(("limit", "kept"), [(None, {2, 4, 8, 12}), (1, {8, 12}), (2, {8, 12})])
+def test_the_best_checkpoints_and_the_last_are_saved_where_only_the_best_are_asked_for(
+    tmp_path, tokenizer, dataset, limit, kept
+):
+    """A finished run that is resumed is not trained again."""
+    changes = {"save_strategy": "best", "save_total_limit": limit}
+    train(tmp_path, tokenizer, dataset, LOSSES, **changes)
+    assert {path.name for path in tmp_path.glob("checkpoint-*")} == {f"checkpoint-{step}" for step in kept}
+    again = train(tmp_path, tokenizer, dataset, LOSSES, resume=True, **changes)
+    assert again.is_finished(str(tmp_path / "checkpoint-12")) and again.state.best_global_step == 8
+
+
+@pytest.mark.parametrize("strategy", ["steps", "epoch"])
+@pytest.mark.parametrize("step", [5, 6])
+def test_an_interruption_saves_where_only_the_best_are_asked_for(tmp_path, tokenizer, dataset, strategy, step):
+    """Also where a validation is due, which is no new best."""
+    changes = {"save_strategy": "best", "eval_strategy": strategy, "max_steps": 12}
+    losses = (1.0, 2.0, 2.5, 1.95, 2.1, 2.2)
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    train(parts, tokenizer, dataset, losses, callbacks=[SaveOnInterrupt(), Press(step - 1)], **changes)
+    assert (parts / f"checkpoint-{step}").is_dir()
+    resumed = train(parts, tokenizer, dataset, losses, resume=True, **changes)
+    expected = train(whole, tokenizer, dataset, losses, **changes)
+    steps = [[line["step"] for line in each.state.log_history if "eval_loss" in line] for each in (resumed, expected)]
+    assert steps[0] == steps[1] and equal_weights(parts / "checkpoint-12", whole / "checkpoint-12")
+
+
+def test_the_best_checkpoints_need_validations(tmp_path):
+    with pytest.raises(UserError, match="save_strategy is best, but eval_strategy is no, so that nothing would tell"):
+        make_arguments(tmp_path, save_strategy="best", metric_for_best_model="loss")
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from vanilla_transformer.errors import UserError
 from vanilla_transformer.generation_vanilla_transformer import paper_generation_config
 from vanilla_transformer.inference.metrics import make_compute_metrics
 from vanilla_transformer.training import token_batches
+from vanilla_transformer.training.recipe import PaperTrainingArguments
 from vanilla_transformer.training.trainer import VanillaTransformerTrainer
 
 
@@ -164,6 +165,14 @@ def test_float16_on_a_cpu_is_refused(tmp_path, tokenizer, dataset):
         UserError, match="fp16 is set, but on a CPU accelerate trains in float32 all the same; use bf16"
     ):
         losses_of(tmp_path, tokenizer, dataset, fp16=True)
+
+
+@pytest.mark.parametrize("cls", [PaperTrainingArguments, Seq2SeqTrainingArguments])
+def test_pushing_while_training_is_refused(tmp_path, tokenizer, dataset, cls):
+    """The stock trainer would upload the optimizer, and the Hub token in training_args.bin."""
+    with pytest.raises(UserError, match="push_to_hub is True; it must be False: train first, then use vanilla-trans"):
+        arguments = cls(output_dir=str(tmp_path), push_to_hub=True, hub_token="hf_secret", use_cpu=True)
+        make_trainer(make_model(tokenizer), arguments, tokenizer, dataset)
 
 
 @pytest.mark.skipif(torch.__version__ < "2.7", reason="torch 2.6 can't trace transformers' own decorators")

@@ -30,7 +30,7 @@ from ..errors import UserError, first_line
 from ..inference.metrics import choose_bleu_tokenizer, make_bleu, make_compute_metrics
 from ..language_tags_vanilla_transformer import tag_sources, tagged_languages
 from ..plots.run import plot_run
-from ..training.callbacks import SampleTranslations, SaveOnInterrupt
+from ..training.callbacks import SampleTranslations, SaveOnInterrupt, lasting_output
 from ..training.checkpoints import checkpoint_to_resume, lock_run, remove_if_unused
 from ..training.recipe import PaperTrainingArguments
 from ..training.record import RunRecorder, read_record
@@ -138,7 +138,8 @@ def main(argv: list[str] | None = None) -> None:
             for name, reason in ineffective.items():
                 report_without_effect([name], reason)
         command = ["vanilla-transformer", "train", *without_token(words, options.training)]
-        run(options, checkpoint, command)
+        with lasting_output():
+            run(options, checkpoint, command)
 
 
 def without_token(words: Sequence[str], training: PaperTrainingArguments) -> list[str]:
@@ -361,6 +362,8 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
         callbacks=[interrupt, recorder, SampleTranslations(tokenizer, samples)],
     )
     trainer.run_settings = options.kept()
+    if bleu_tokenizers:
+        trainer.metric_settings = {"bleu_tokenize": str(data.bleu_tokenize)}
     if checkpoint is not None and trainer.is_finished(checkpoint) and read_record(output_dir).get("finished"):
         options.say(f"The run in {output_dir} is finished; nothing is trained and nothing is changed.")
         trainer.accelerator.end_training()
@@ -384,7 +387,7 @@ def run(options: Options, checkpoint: str | None, command: list[str]) -> None:
         options.say(words)
     if interrupt.interrupted:
         options.say(f"Stopped at step {trainer.state.global_step}; continue with --resume_from_checkpoint.")
-        sys.exit(130)
+        sys.exit(128 + interrupt.signal)
     options.say(f"The model is in {output_dir}")
 
 

@@ -13,11 +13,10 @@ from ..data.numbers import number_pairs
 from ..data.reading import load_pairs
 from ..errors import UserError
 from ..language_tags_vanilla_transformer import language_tag
-from ..training.options import COUNT, Range, check_metric, find_ineffective
+from ..training.options import COUNT, REFUSED, Range, check_metric, find_ineffective
 from ..training.recipe import PaperTrainingArguments
 from .arguments import names
 
-PUSH_LATER = "train first, then use vanilla-transformer push"  # why push_to_hub is refused
 NUMBERS = {"train": 40_000, "validation": 500}  # pairs of the embedded corpus
 
 LISTS = ("train_file", "validation_file", "dataset_name", "dataset_config_name", "source_lang", "target_lang")
@@ -342,6 +341,8 @@ def merge_options(before: dict[str, Any], given: dict[str, Any]) -> dict[str, An
     for group in ALTERNATIVES:
         if group & set(given):
             replaced |= group
+    if "metric_for_best_model" in given:
+        replaced.add("greater_is_better")  # of the metric before
     return {name: value for name, value in before.items() if name not in replaced} | given
 
 
@@ -387,8 +388,6 @@ def check_options(
     Raises:
         UserError: An option can't be obeyed by this command.
     """
-    if training.push_to_hub:
-        raise UserError(f"push_to_hub is True; it must be False: {PUSH_LATER}")
     data.check_corpora()
     check_metric(training, data.target_langs)
     if data.streaming and training.max_steps < 0:

@@ -8,12 +8,11 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import filelock
 from safetensors import SafetensorError, safe_open
 from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import SAFE_WEIGHTS_NAME
 
 from ..data.files import check_writable, in_use
 from ..errors import UserError
@@ -166,11 +165,17 @@ def read_log(folder: str | Path) -> list[Any]:
 
 
 def _has_finite_weights(checkpoint: Path) -> bool:
+    """Return whether the weights, or those of PEFT's adapter, can be read and are finite."""
+    files = list(checkpoint.glob("*.safetensors"))
     try:
-        with safe_open(checkpoint / SAFE_WEIGHTS_NAME, framework="pt") as weights:
-            return all(bool(weights.get_tensor(name).isfinite().all()) for name in weights.keys())  # noqa: SIM118
+        return bool(files) and all(map(_is_finite, files))
     except (OSError, SafetensorError):
         return False
+
+
+def _is_finite(file: Path) -> bool:
+    with safe_open(file, framework="pt") as weights:
+        return all(bool(weights.get_tensor(name).isfinite().all()) for name in weights.keys())  # noqa: SIM118
 
 
 def find_damage(checkpoint: Path, processes: int = 1) -> str | None:
@@ -188,6 +193,8 @@ def find_damage(checkpoint: Path, processes: int = 1) -> str | None:
             return f"{file} is missing"
         if file.stat().st_size != entry["bytes"] or checksum(file) != entry["crc32"]:
             return f"{file} is damaged: its size or checksum is not the one it was written with"
+    if any(checkpoint.glob("global_step*/")):  # DeepSpeed's files, in place of the optimizer's and the schedule's
+        return None
     optimizer = [checkpoint / OPTIMIZER_NAME, checkpoint / OPTIMIZER_NAME_BIN]
     if not any(file.is_file() for file in optimizer) and not any(checkpoint.glob("optimizer*/")):
         return f"{optimizer[0]} is missing"
@@ -235,21 +242,18 @@ def checkpoint_to_resume(output_dir: str | Path, resume_from: str | None, proces
             )
     elif resume_from == "last":
         checkpoint = _last_checkpoint(output_dir)
-    elif is_complete(Path(resume_from)):
-        elsewhere = Path(resume_from).resolve().parent != output_dir.resolve()
-        if elsewhere and in_use(output_dir) and not _has_only_leftovers(output_dir):
+        if checkpoint is not None:
+            check_undamaged(checkpoint, processes)
+    else:
+        checkpoint = resume_from
+        check_undamaged(checkpoint, processes)
+        if Path(checkpoint).resolve().parent == output_dir.resolve():
+            _warn_of_later_checkpoints(Path(checkpoint))
+        elif in_use(output_dir) and not _has_only_leftovers(output_dir):
             raise UserError(
-                f"{output_dir} is not empty, and {resume_from} is of another run; give another output_dir, or no value "
+                f"{output_dir} is not empty, and {checkpoint} is of another run; give another output_dir, or no value "
                 f"of resume_from_checkpoint to continue the run in {output_dir}"
             )
-        checkpoint = resume_from
-    else:
-        raise UserError(
-            f"{resume_from} is not a complete checkpoint: it has no readable {TRAINER_STATE_NAME}, or files are "
-            "missing; give a folder named checkpoint-<step>, or no value for the last complete one"
-        )
-    if checkpoint is not None:
-        _check_undamaged(Path(checkpoint), processes)
     check_writable(output_dir)
     return checkpoint
 
@@ -277,20 +281,44 @@ def _last_checkpoint(output_dir: Path) -> str | None:
     return None
 
 
-def _check_undamaged(checkpoint: Path, processes: int) -> None:
-    """Refuse a damaged checkpoint, and name the one before it.
+def _step_of(checkpoint: Path) -> int:
+    """Return the step of a complete checkpoint, whatever its folder is called."""
+    return cast(dict[str, Any], _read_json(checkpoint / TRAINER_STATE_NAME)).get("global_step", 0)
+
+
+def _warn_of_later_checkpoints(checkpoint: Path) -> None:
+    """Warn where a run goes back to an earlier checkpoint: the later ones stay, and may be taken for its own."""
+    last = max(_steps(checkpoint.parent), default=0)
+    if last > _step_of(checkpoint):
+        logger.warning(
+            "%s has later checkpoints, up to checkpoint-%d: until this run is past them, resume_from_checkpoint "
+            "without a value continues from the last of them; remove them to prevent that",
+            checkpoint.parent,
+            last,
+        )
+
+
+def check_undamaged(checkpoint: str | Path, processes: int = 1) -> None:
+    """Refuse an incomplete or damaged checkpoint, and name the one before it.
+
+    Args:
+        checkpoint: The folder.
+        processes: Number of processes of the run.
 
     Raises:
         UserError: With the damaged or missing file.
     """
+    checkpoint = Path(checkpoint)
+    if not is_complete(checkpoint):
+        raise UserError(
+            f"{checkpoint} is not a complete checkpoint: it has no readable {TRAINER_STATE_NAME}, or files are "
+            "missing; give a folder named checkpoint-<step>, or no value for the last complete one"
+        )
     damage = find_damage(checkpoint, processes)
     if damage is None:
         return
-    earlier = [
-        path
-        for step, path in _steps(checkpoint.parent).items()
-        if step < int(checkpoint.name.rpartition("-")[2] or 0) and is_complete(path)
-    ]
+    step = _step_of(checkpoint)
+    earlier = [path for other, path in _steps(checkpoint.parent).items() if other < step and is_complete(path)]
     remedy = (
         f"continue from the checkpoint before it with resume_from_checkpoint {earlier[-1]}"
         if earlier

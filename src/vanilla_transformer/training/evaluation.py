@@ -104,7 +104,7 @@ class EvaluatingTrainer(FSDPSeq2SeqTrainer):
         )
         # Not through accelerate, which would distribute the batches once more.
         return DataLoader(
-            data,
+            cast(Any, self._remove_unused_columns(data, description="evaluation")),
             batch_sampler=sampler,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
@@ -117,7 +117,7 @@ class EvaluatingTrainer(FSDPSeq2SeqTrainer):
         rows = len(dataloader.dataset) if hasattr(dataloader.dataset, "__len__") else None
         compute_metrics = self.compute_metrics
         if compute_metrics is not None:
-            self.compute_metrics = _on_first_rows(compute_metrics, rows)
+            self.compute_metrics = self._on_first_rows(compute_metrics, rows)
         try:
             output = super().evaluation_loop(dataloader, *args, **kwargs)
         finally:
@@ -171,6 +171,25 @@ class EvaluatingTrainer(FSDPSeq2SeqTrainer):
         sums = torch.stack([losses.sum(1), (labels != IGNORED_LABEL).sum(1).to(losses.dtype)], dim=1)
         self._likelihoods.append(self.accelerator.gather(sums).double().cpu())
 
+    def _on_first_rows(
+        self, compute_metrics: Callable[[EvalPrediction], dict[str, float]], rows: int | None
+    ) -> Callable[[EvalPrediction], dict[str, float]]:
+        """Leave out the rows that were repeated to give each process equally many; give each row its own loss."""
+
+        def compute(prediction: EvalPrediction) -> dict[str, float]:
+            further = {}
+            if prediction.inputs is not None:
+                further["inputs"] = _first_rows(prediction.inputs, rows)
+            if prediction.losses is not None:  # of batches, whose sizes differ
+                likelihoods, labels = torch.cat(self._likelihoods)[:rows].unbind(1)
+                further["losses"] = (likelihoods / labels.clamp(min=1)).numpy()
+            predictions, label_ids = (
+                _first_rows(array, rows) for array in (prediction.predictions, prediction.label_ids)
+            )
+            return compute_metrics(EvalPrediction(predictions, label_ids, **further))
+
+        return compute
+
     @contextmanager
     def _same_generation_config(self) -> Iterator[None]:
         """Undo what a stock step does to the generation config, such as `max_length=20`."""
@@ -184,16 +203,3 @@ class EvaluatingTrainer(FSDPSeq2SeqTrainer):
 
 def _first_rows(array: Any, rows: int | None) -> Any:
     return array[:rows] if isinstance(array, np.ndarray) else array
-
-
-def _on_first_rows(
-    compute_metrics: Callable[[EvalPrediction], dict[str, float]], rows: int | None
-) -> Callable[[EvalPrediction], dict[str, float]]:
-    """Leave out the rows that were repeated to give each process equally many."""
-
-    def compute(prediction: EvalPrediction) -> dict[str, float]:
-        return compute_metrics(
-            EvalPrediction(_first_rows(prediction.predictions, rows), _first_rows(prediction.label_ids, rows))
-        )
-
-    return compute

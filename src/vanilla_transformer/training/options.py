@@ -1,6 +1,7 @@
 """What happens to each training argument: its range, and whether it is obeyed, refused or without effect."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -116,6 +117,8 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "use_liger_kernel": ((False,), "Liger has no kernels for this model"),
     "eval_do_concat_batches": ((True,), ONE_METRIC),
     "batch_eval_metrics": ((False,), ONE_METRIC),
+    "push_to_hub": ((False,), "train first, then use vanilla-transformer push"),
+    "enable_jit_checkpoint": ((False,), "SaveOnInterrupt, which the command has, saves a checkpoint on SIGTERM"),
 }
 
 # Arguments without effect, and why.
@@ -143,19 +146,43 @@ NO_EFFECT: dict[str, str] = {
     "hub_revision": NO_PUSH,
 }
 
+# What transformers takes from optim_args, of the optimizers that it silently gives nothing else to.
+OPTIM_ARGS = {
+    "sgd": ("momentum", "dampening", "weight_decay", "nesterov"),
+    "adagrad": ("lr_decay", "weight_decay", "eps"),
+    "rmsprop": ("momentum", "alpha", "eps", "weight_decay", "centered"),
+}
+WITHOUT_OPTIM_ARGS = "adamw_torch(_fused|_xla|_npu_fused)?|adafactor|(paged_)?adamw(_bnb)?_(8|32)bit|.*lion.*|.*lomo"
+
+
+def _is_adam(optim: str) -> bool:
+    """Return whether an optimizer takes Adam's betas and epsilon; transformers gives GaLore's and GrokAdamW none."""
+    return ("adam" in optim or "ademamix" in optim) and not optim.startswith(("galore", "grok"))
+
+
+FOLLOWING_SCHEDULES = ("reduce_lr_on_plateau", "greedy")  # their rates follow the metric for the best model
+
 # Arguments that have an effect only together with others: the condition, and why there is none without it.
 Condition = Callable[[Any], bool]
 CONDITIONAL: dict[tuple[str, ...], tuple[Condition, str]] = {
-    ("adam_beta1", "adam_beta2", "adam_epsilon"): (lambda a: "adam" in a.optim, "optim is not Adam"),
+    ("adam_beta1", "adam_beta2"): (lambda a: _is_adam(a.optim) or "lion" in a.optim, "optim is neither Adam nor Lion"),
+    ("adam_epsilon",): (lambda a: _is_adam(a.optim), "optim is not Adam"),
     ("optim_args",): (
-        lambda a: not a.optim.startswith(("adamw_torch", "adafactor")) or a.optim[11:] in ("_4bit", "_8bit"),
+        lambda a: not re.fullmatch(WITHOUT_OPTIM_ARGS, OptimizerNames(a.optim).value),
         "optim has no further arguments",
     ),
     ("optim_target_modules",): (
         lambda a: any(name in a.optim for name in ("galore", "apollo")),
         "optim is neither GaLore nor APOLLO",
     ),
-    ("warmup_steps",): (lambda a: a.lr_scheduler_type != "constant", "lr_scheduler_type constant has no warm-up"),
+    ("warmup_steps",): (
+        lambda a: a.lr_scheduler_type not in ("constant", *FOLLOWING_SCHEDULES),
+        "lr_scheduler_type has no warm-up",
+    ),
+    ("lr_scheduler_kwargs",): (
+        lambda a: a.lr_scheduler_type not in ("constant", "constant_with_warmup"),
+        "lr_scheduler_type has no further arguments",
+    ),
     ("run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"): (
         lambda a: bool(a.report_to),
         "report_to names no tracker",
@@ -198,7 +225,7 @@ CONDITIONAL: dict[tuple[str, ...], tuple[Condition, str]] = {
 # Arguments that are obeyed as by the stock trainer, or as `PaperTrainingArguments` says.
 OBEYED = frozenset(
     (
-        *("output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type", "lr_scheduler_kwargs"),
+        *("output_dir", "num_train_epochs", "max_steps", "learning_rate", "lr_scheduler_type"),
         *(
             "optim",
             "weight_decay",
@@ -212,10 +239,10 @@ OBEYED = frozenset(
         *("torch_compile_backend", "torch_compile_mode", "neftune_noise_alpha", "torch_empty_cache_steps"),
         *("logging_strategy", "logging_first_step", "logging_nan_inf_filter", "include_num_input_tokens_seen"),
         *("log_level", "disable_tqdm", "report_to", "eval_strategy", "eval_on_start", "save_strategy"),
-        *("enable_jit_checkpoint", "load_best_model_at_end", "full_determinism", "seed", "data_seed", "use_cpu"),
+        *("load_best_model_at_end", "full_determinism", "seed", "data_seed", "use_cpu"),
         *("accelerator_config", "parallelism_config", "dataloader_num_workers", "dataloader_pin_memory"),
         *("dataloader_prefetch_factor", "fsdp", "deepspeed", "skip_memory_metrics", "resume_from_checkpoint"),
-        *("per_device_train_tokens", "push_to_hub", "ema_decay", "max_minutes", "early_stopping_patience"),
+        *("per_device_train_tokens", "ema_decay", "max_minutes", "early_stopping_patience"),
     )
 )
 
@@ -264,6 +291,17 @@ def check_combinations(args: TrainingArguments) -> None:
         raise UserError(
             "dataloader_persistent_workers is set, but dataloader_num_workers is 0; it must be at least 1, or leave "
             "out dataloader_persistent_workers"
+        )
+    optim = OptimizerNames(args.optim).value
+    for argument in (args.optim_args or "").split(",") if optim in OPTIM_ARGS else []:
+        key, equals, _ = argument.partition("=")
+        if equals and key.strip() not in OPTIM_ARGS[optim]:
+            taken = ", ".join(OPTIM_ARGS[optim])
+            raise UserError(f"optim_args has {key.strip()}, but {optim} takes only {taken}; leave it out")
+    if args.save_strategy == SaveStrategy.BEST and args.eval_strategy == IntervalStrategy.NO:
+        raise UserError(
+            "save_strategy is best, but eval_strategy is no, so that nothing would tell which checkpoint is the best; "
+            "set eval_strategy to steps or epoch, or save_strategy to steps"
         )
     patience = getattr(args, "early_stopping_patience", None)
     for name, purpose in (("eval_strategy", "tell when to stop"), ("save_strategy", "keep the best checkpoint")):

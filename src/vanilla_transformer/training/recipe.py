@@ -10,7 +10,7 @@ from transformers import Seq2SeqTrainingArguments
 
 from ..configuration_vanilla_transformer import VanillaTransformerConfig
 from ..errors import UserError
-from .options import COUNT, EPOCHS, LOWER_IS_BETTER, check_combinations, check_values, metric_name
+from .options import COUNT, EPOCHS, FOLLOWING_SCHEDULES, LOWER_IS_BETTER, check_combinations, check_values
 
 logger = logging.getLogger(__name__)
 
@@ -129,17 +129,23 @@ class PaperTrainingArguments(Seq2SeqTrainingArguments):
             UserError: An argument is out of its range, can't be obeyed, or contradicts another.
         """
         check_values(self)
+        if not (self.bf16 or self.fp16):  # else they count
+            precision = os.environ.get("ACCELERATE_MIXED_PRECISION")  # of `accelerate launch`
+            self.bf16, self.fp16 = precision == "bf16", precision == "fp16"
         self._set_length_of_run()
         if self.early_stopping_patience is not None and self.metric_for_best_model is None:
             self.metric_for_best_model = "loss"  # as transformers does for load_best_model_at_end
         if self.greater_is_better is None and self.metric_for_best_model is not None:
-            self.greater_is_better = metric_name(self.metric_for_best_model) not in LOWER_IS_BETTER
+            self.greater_is_better = not self.metric_for_best_model.endswith(LOWER_IS_BETTER)  # "de_loss", of data "de"
         if self.load_best_model_at_end is None:
             self.load_best_model_at_end = "no" not in (self.eval_strategy, self.save_strategy)
         if (self.bf16 or "LOCAL_RANK" in os.environ) and not torch.accelerator.is_available():
             # Else transformers refuses bf16, and accelerate does not connect the processes: each trains by itself.
             self.use_cpu = True
         super().__post_init__()
+        if self.lr_scheduler_type in FOLLOWING_SCHEDULES:
+            mode = "max" if self.greater_is_better else "min"
+            self.lr_scheduler_kwargs = {"mode": mode} | cast(dict[str, Any], self.lr_scheduler_kwargs or {})
         check_combinations(self)
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
 

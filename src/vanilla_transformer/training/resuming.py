@@ -27,7 +27,10 @@ STATE_NAME = "RunSettings"  # key of the settings in the state of a checkpoint
 STREAM_SAMPLE = 1_000  # pairs of a stream that its fingerprint is made from
 
 # These decide which pairs are in which batch. A changed value would put the run at another place in the data.
-BATCHES = ("per_device_train_tokens", "gradient_accumulation_steps", "shuffle_seed", "processes", "bpe_dropout")
+# "shuffle_seed" is data_seed, or seed where that is not given; a seed that has no effect any more is refused too.
+BATCHES = (
+    *("per_device_train_tokens", "gradient_accumulation_steps", "seed", "shuffle_seed", "processes", "bpe_dropout"),
+)
 # These may differ between the parts of a streamed run, whose position is a number of batches.
 NOT_OF_A_STREAM = ("gradient_accumulation_steps", "processes")
 # The optimizer's state has a meaning for this optimizer only.
@@ -107,9 +110,10 @@ def compare_settings(before: dict[str, Any], now: dict[str, Any], checkpoint: st
     fixed = [*OPTIMIZER, *(name for name in BATCHES if not (streaming and name in NOT_OF_A_STREAM))]
     for name in fixed:
         if name in changed:
+            option = "data_seed" if name == "shuffle_seed" else name
             raise UserError(
-                f"{name} is {now[name]}, but {checkpoint} was trained with {before[name]}; resume with {before[name]}, "
-                f"or start a new run in another folder with model_name_or_path {checkpoint}"
+                f"{option} is {now[name]}, but {checkpoint} was trained with {before[name]}; resume with "
+                f"{before[name]}, or start a new run in another folder with model_name_or_path {checkpoint}"
             )
     if "train_data" in changed:
         raise UserError(
@@ -198,7 +202,8 @@ def check_optimizer_state(optimizer: torch.optim.Optimizer, checkpoint: str) -> 
     for group in optimizer.param_groups:
         for parameter in group["params"]:
             for name, value in optimizer.state.get(parameter, {}).items():
-                if name.startswith("exp_avg") and torch.is_tensor(value) and value.shape != parameter.shape:
+                # Not exp_avg_sq_row and exp_avg_sq_col: Adafactor's are of the rows and columns.
+                if name in ("exp_avg", "exp_avg_sq") and torch.is_tensor(value) and value.shape != parameter.shape:
                     raise UserError(
                         f"can't continue from {checkpoint}: its optimizer.pt does not fit the model; continue from the "
                         "checkpoint before it with resume_from_checkpoint"

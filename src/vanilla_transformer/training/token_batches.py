@@ -120,3 +120,12 @@ class TokenBatchTrainer(AveragingTrainer):
         if self._sampler is not None:
             self._sampler.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        """Log, validate and save as the stock trainer does; of a stream, the epoch is the share of the run.
+
+        The stock loop begins it anew where a stream is resumed.
+        """
+        if isinstance(self.train_dataset, TokenStream):
+            self.state.epoch = self.state.global_step / self.state.max_steps
+        super()._maybe_log_save_evaluate(*args, **kwargs)

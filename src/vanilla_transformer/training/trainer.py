@@ -9,6 +9,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel, TrainerState
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_callback import ProgressCallback
@@ -20,14 +21,16 @@ from ..data.corpora import Mixture
 from ..data.streaming import TokenStream
 from ..errors import UserError, first_line
 from ..modeling_vanilla_transformer import IGNORED_LABEL
-from .callbacks import LossOnProgressBar
+from .callbacks import LossOnProgressBar, SaveAfterValidation, SaveOnInterrupt, lasting_output
 from .checkpoints import (
     STAGING_MODEL_NAME,
     STAGING_NAME,
+    check_undamaged,
     checkpoint_to_resume,
     commit_checkpoint,
     last_good_checkpoint,
 )
+from .options import LOWER_IS_BETTER, REFUSED
 from .recipe import PaperTrainingArguments, set_paper_learning_rate
 from .resuming import (
     SCHEDULE,
@@ -64,6 +67,8 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
 
     Attributes:
         run_settings: Further settings that each checkpoint keeps, for the program that made the trainer.
+        metric_settings: What the metrics of translations depend on beside the arguments, such as BLEU's tokenizer; the
+            best checkpoint is chosen anew where it changes.
     """
 
     args: PaperTrainingArguments
@@ -86,10 +91,12 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
             **kwargs: Further arguments of `Seq2SeqTrainer`.
 
         Raises:
-            UserError: The tokenizer has more types than the model, there is neither a warm-up nor a learning rate, or
-                fp16 is set on a CPU.
+            UserError: The tokenizer has more types than the model, there is neither a warm-up nor a learning rate, fp16
+                is set on a CPU, or push_to_hub is set.
         """
         args = PaperTrainingArguments() if args is None else args
+        if args.push_to_hub:  # the stock trainer would upload the optimizer, and the Hub token with the arguments
+            raise UserError(f"push_to_hub is True; it must be False: {REFUSED['push_to_hub'][1]}")
         if args.fp16 and args.device.type == "cpu":
             raise UserError("fp16 is set, but on a CPU accelerate trains in float32 all the same; use bf16, or neither")
         if model is not None:
@@ -110,16 +117,19 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(LossOnProgressBar)
         self.run_settings: dict[str, Any] = {}
+        self.metric_settings: dict[str, str] = {}
         self._fingerprints: dict[str, str | None] = {}  # of the data, once they are needed
         self._changed: set[str] = set()  # settings that differ from those of the checkpoint
         self._compared_from = -1  # step up to which validations were on other data
         self._stream_start = (0, 0)  # step at which this part of the run began, and batches taken from the stream then
         self._staging: Path | None = None  # where a checkpoint is being written
+        self._saved_step = -1  # of the last checkpoint that this part of the run wrote
         # Source and target tokens of this process since the last log line, and the time of that line.
         self._tokens = torch.zeros(2, dtype=torch.long, device=args.device)
         self._clock = self._last_line = time.perf_counter()
         self.add_callback(EarlyStopping())
         self.add_callback(TimeLimit(self.minutes))
+        self.add_callback(SaveAfterValidation())
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Create a model by `model_init`."""
@@ -152,17 +162,25 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
         Raises:
             UserError: There is no such checkpoint, it is damaged, or its settings contradict those of this run.
         """
+        processes = self.accelerator.num_processes
         if resume_from_checkpoint is True:
-            processes = self.accelerator.num_processes
             resume_from_checkpoint = checkpoint_to_resume(str(self.args.output_dir), "last", processes)
+        elif resume_from_checkpoint:
+            check_undamaged(resume_from_checkpoint, processes)
         self.total_steps()  # refuse epochs of a stream before anything else
-        self._changed, self._stream_start, self._compared_from = set(), (0, 0), -1
+        self._changed, self._stream_start, self._compared_from, self._saved_step = set(), (0, 0), -1, -1
         if resume_from_checkpoint:
             state = self._check_checkpoint(resume_from_checkpoint)
             if self._is_over(state):
                 return self._finish(resume_from_checkpoint, state)
         self._clock = self._last_line = time.perf_counter()
-        return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        try:
+            with lasting_output():
+                return super().train(resume_from_checkpoint or None, trial, ignore_keys_for_eval)
+        finally:
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, SaveOnInterrupt):
+                    callback.restore_handlers()
 
     def _check_checkpoint(self, checkpoint: str) -> TrainerState:
         """Compare a checkpoint's settings with those of this run, and move the stream to its position.
@@ -182,7 +200,7 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
         if STATE_NAME in saved:
             before, now = saved[STATE_NAME]["arguments"], self._settings()
             self._changed = compare_settings(before, now, Path(checkpoint).name, stream is not None)
-            if "eval_data" in self._changed:
+            if self._changed & self._scales():
                 saved[STATE_NAME][COMPARED_FROM] = state.global_step
             self._compared_from = saved[STATE_NAME].get(COMPARED_FROM, -1)
         if stream is not None and position is not None:
@@ -199,7 +217,14 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
             if self.mixture is not None:
                 self._fingerprints["train_data"] = f"{self._fingerprints['train_data']}, {self.mixture}"
         dropout = getattr(self.train_dataset, "dropout", None)
-        return describe_settings(self.args, self.accelerator.num_processes, dropout) | self._fingerprints
+        settings = describe_settings(self.args, self.accelerator.num_processes, dropout)
+        return settings | self._fingerprints | self.metric_settings
+
+    def _scales(self) -> set[str]:
+        """Name the settings that make validations incomparable where they change."""
+        if str(self.args.metric_for_best_model).endswith(LOWER_IS_BETTER):
+            return {"eval_data"}
+        return {"eval_data", "generation_num_beams", "generation_max_length", *self.metric_settings}
 
     def _finish(self, checkpoint: str, state: TrainerState) -> TrainOutput:
         """Load what a run ended with that was interrupted after its last step."""
@@ -220,7 +245,7 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
         """Load the stock state; intervals and the metric are those of this run, not of the checkpoint."""
         started = super()._init_training_state(max_steps, *args)
         self.state.compute_steps(self.args, max_steps)
-        if self._changed & {"eval_data", "metric_for_best_model", "greater_is_better"}:
+        if self._changed & {"metric_for_best_model", "greater_is_better", *self._scales()}:
             self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
         if STATE_NAME in (states := saved_states(self.state)):
             states[STATE_NAME][COMPARED_FROM] = self._compared_from
@@ -244,7 +269,16 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
     def _keeps_best(self) -> bool:
         """Whether the best checkpoint is kept; otherwise it would stand among the last ones, which are averaged."""
         patience = getattr(self.args, "early_stopping_patience", None)
-        return bool(self.args.load_best_model_at_end) or patience is not None
+        is_best_only = self.args.save_strategy == SaveStrategy.BEST
+        return bool(self.args.load_best_model_at_end) or patience is not None or is_best_only
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Run the stock epoch; with save_strategy best, also save where training ends, to resume from there."""
+        super()._run_epoch(*args, **kwargs)
+        is_saved = self._saved_step == self.state.global_step
+        if self.args.save_strategy == SaveStrategy.BEST and self.control.should_training_stop and not is_saved:
+            self._save_checkpoint(kwargs["model"], kwargs["trial"])
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         """Create the optimizer.
@@ -286,8 +320,9 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
         with readable(checkpoint, "optimizer.pt, scheduler.pt or training_weights.safetensors"):
             super()._load_optimizer_and_scheduler(checkpoint)
         check_optimizer_state(optimizer, checkpoint)
-        if self._changed & set(SCHEDULE):
-            apply_schedule(optimizer, cast(Any, self.lr_scheduler), fresh)
+        # A longer run has other rates from its first step on. Schedules with a state of their own know no end.
+        if self._changed & {*SCHEDULE, "max_steps", "num_train_epochs"} and isinstance(self.lr_scheduler, LambdaLR):
+            apply_schedule(optimizer, self.lr_scheduler, fresh)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         """Restore the random number generators.
@@ -334,8 +369,9 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
             # Logits take more memory than all else, and nobody sees them but who asks for the outputs.
             inputs["return_logits"] = return_outputs or self.compute_loss_func is not None
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs["labels"]  # which a `compute_loss_func` takes out
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True)
-        self.add_likelihood(outputs["logits"], inputs["labels"])
+        self.add_likelihood(outputs["logits"], labels)
         return (loss, outputs) if return_outputs else loss
 
     def _evaluate(self, trial: Any, ignore_keys_for_eval: Any, skip_scheduler: bool = False) -> dict[str, float]:
@@ -350,7 +386,7 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
         Raises:
             UserError: The model's output is not finite.
         """
-        start = time.perf_counter()
+        start, clock = time.perf_counter(), self._clock
         try:
             return super().evaluate(*args, **kwargs)
         except ValueError as error:
@@ -361,7 +397,7 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
                 f"{self._last_good_checkpoint()}; try a lower learning_rate or more warmup_steps"
             ) from error
         finally:
-            self._clock += time.perf_counter() - start
+            self._clock = clock + time.perf_counter() - start  # several data sets are evaluated inside this call
 
     # Saving
 
@@ -412,6 +448,7 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
             ) from error
         finally:
             self._staging = None
+            self._saved_step = self.state.global_step
             self._clock += time.perf_counter() - start
 
     def _commit(self, run_dir: Path) -> None:
@@ -470,8 +507,6 @@ class VanillaTransformerTrainer(TokenBatchTrainer):
                 f"can't write the model into {folder}: {first_line(error)}; {self._last_good_checkpoint()}; free some "
                 "space and continue with resume_from_checkpoint"
             ) from error
-        if self.args.push_to_hub:
-            self.push_to_hub(commit_message="Model save", revision=self.args.hub_revision)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
         """Save model, tokenizer and arguments, without the Hub token."""

@@ -13,7 +13,7 @@ from ..data.numbers import number_pairs
 from ..data.reading import load_pairs
 from ..errors import UserError
 from ..language_tags_vanilla_transformer import language_tag
-from ..training.options import COUNT, REFUSED, Range, check_metric, find_ineffective
+from ..training.options import COUNT, Range, check_metric, find_ineffective
 from ..training.recipe import PaperTrainingArguments
 from .arguments import names
 

@@ -234,7 +234,7 @@ class CommandParser(HfArgumentParser):
                 )
         completed = [
             f"{word}=True" if word in switches and following.lower() not in ("true", "false") else word
-            for word, following in zip(options, [*options[1:], ""], strict=True)
+            for word, following in zip(options, [*options[1:], ""], strict=False)  # without words, none follows
         ]
         return completed + argv[end:]
 

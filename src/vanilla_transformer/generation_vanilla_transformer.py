@@ -269,9 +269,8 @@ class BeamSearch:
         penalized = (scores / gnmt_length_penalty(step + 1, self.alpha)).masked_fill(~counted, -torch.inf)
         ending = Hypotheses(continued.ids, continued.parents, penalized)
         self.finished = self.finished.concat(ending).top(self.beams)
-        if (
-            self.beams == 1 and self.alpha == 0
-        ):  # greedy search is over, even if a processor makes later scores positive
+        # Greedy search is over then, even if a processor makes later scores positive.
+        if self.beams == 1 and self.alpha == 0:
             ends = ends | counted.any(dim=1, keepdim=True)
         continued.scores = scores.masked_fill(ends, -torch.inf)
         self.alive = continued.top(self.beams)
@@ -434,11 +433,11 @@ def _process(
     """
     batch, beams = ids.shape[:2]
     # Processors may write into the scores, and keep them: a row of its own for each beam, in new memory.
-    rows = log_probs.expand(-1, beams, -1) if beams > 1 else decoder.logits[:batch, None].float()
-    rows = rows.clone(memory_format=torch.contiguous_format).flatten(0, 1)
+    scores = log_probs.expand(-1, beams, -1) if beams > 1 else decoder.logits[:batch, None].float()
+    rows = scores.clone(memory_format=torch.contiguous_format).flatten(0, 1)
     processed = logits_processor(ids.flatten(0, 1), rows)  # type: ignore[arg-type]  # it only names the kind of ids
     if beams == 1 and not generation_config.renormalize_logits:
-        processed = processed - decoder.logits[:batch].float().logsumexp(dim=-1, keepdim=True)
+        processed = processed - scores.flatten(0, 1).logsumexp(dim=-1, keepdim=True)
     return processed.unflatten(0, (batch, beams))
 
 

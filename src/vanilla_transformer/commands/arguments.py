@@ -21,8 +21,9 @@ from ..inference.model_files import CONFIG, SavedModel, read_config
 from ..inference.settings import BATCH_TOKENS, MAX_SOURCE_LENGTH, TOO_LONG, check_settings
 
 SEVERAL_MODELS = "Folder of a trained model, or its id on the Hub; several translate together, as an ensemble."
-NOT_EMPTY = ("_file", "_files", "_dir", "_path", "_name")  # how options end whose value can't be empty
-PATHS = ("_file", "_files", "_dir", "_path", "folders", "systems", "checkpoint")  # how options end that are paths
+_FILES = ("_file", "_files", "_dir", "_path")
+NOT_EMPTY = (*_FILES, "_name")  # how options end whose value can't be empty
+PATHS = (*_FILES, "folders", "systems", "checkpoint")  # how options end that are paths
 AMBIGUOUS_VALUES = ("yes", "t", "y", "1", "no", "f", "n", "0")  # for a switch, beside true and false
 
 
@@ -225,17 +226,15 @@ class CommandParser(HfArgumentParser):
             for spelling in action.option_strings
         }
         end = argv.index("--") if "--" in argv else len(argv)
-        options = argv[:end]
-        for word, value in pairwise(options):
-            if word in switches and value.lower() in AMBIGUOUS_VALUES:
+        completed = []
+        for word, following in pairwise([*argv[:end], ""]):
+            if word in switches and following.lower() in AMBIGUOUS_VALUES:
                 self.error(
-                    f"{value!r} after {word} may be its value or an argument of its own; write {word}={value}, or put "
-                    "the argument first"
+                    f"{following!r} after {word} may be its value or an argument of its own; write {word}={following}, "
+                    "or put the argument first"
                 )
-        completed = [
-            f"{word}=True" if word in switches and following.lower() not in ("true", "false") else word
-            for word, following in zip(options, [*options[1:], ""], strict=False)  # without words, none follows
-        ]
+            has_value = following.lower() in ("true", "false")
+            completed.append(f"{word}=True" if word in switches and not has_value else word)
         return completed + argv[end:]
 
     def error(self, message: str) -> NoReturn:

@@ -156,11 +156,9 @@ class EvaluateArguments:
 
     def is_model(self, name: str) -> bool:
         """Whether a system is a model; otherwise it is a file of translations."""
-        return (
-            name == self._model_name
-            or name != self.predictions_file
-            and not (Path(name).exists() and not Path(name).is_dir())
-        )
+        if name in (self._model_name, self.predictions_file):
+            return name == self._model_name
+        return not Path(name).exists() or Path(name).is_dir()  # a pipe is a file too
 
     @property
     def test_type(self) -> str | None:

@@ -199,9 +199,10 @@ class _PairEncoder:
 
     def encode(self, window: Sequence[Pair]) -> list[_EncodedPair]:
         """Return the pairs as ids, the longest first."""
-        check_texts([source for source, _ in window], "the source of pair", self.first_pair)
-        sources = prepare_sources(self.tokenizer, [source for source, _ in window], self.target_lang)
-        source_ids = self.tokenizer(sources, verbose=False)["input_ids"]
+        sources = [source for source, _ in window]
+        check_texts(sources, "the source of pair", self.first_pair)
+        prepared = prepare_sources(self.tokenizer, sources, self.target_lang)
+        source_ids = self.tokenizer(prepared, verbose=False)["input_ids"]
         texts = [target if isinstance(target, str) else "" for _, target in window]
         check_texts(texts, "the target of pair", self.first_pair)
         self._check_form(texts)
